@@ -1,0 +1,60 @@
+# Pivot Edit. Needs python3.11 (or another python3), make and pip; every target does its own set-up.
+#
+#   make demo     edit a picture in a real ComfyUI: out/demo/grid.png and out/demo/report.json
+#                 IMAGE=photo.png SOURCE="a cat on a sofa" TARGET="a dog on a sofa" CHECKPOINT=sd15.safetensors
+#                 SIZE=512 PORT=8188 are optional
+#   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
+#   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
+#   make test     everything, on the oldest and the newest supported ComfyUI
+#   make help     this text
+#
+# COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv/bin/python
+SETUP := @$(PYTHON) bench/install.py
+BENCH := @"$$($(PYTHON) bench/install.py python)"
+PACKAGES := core attention inversion guidance
+TESTS := OMP_NUM_THREADS=1 $(VENV) -m pytest
+
+IMAGE ?=
+SOURCE ?=
+TARGET ?=
+CHECKPOINT ?=
+SIZE ?=
+PORT ?=
+export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help demo comfy setup-check check setup-test test format
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo:
+	$(SETUP) demo
+	$(BENCH) -m bench.demo
+
+comfy:
+	$(SETUP) demo
+	$(BENCH) -m bench.server $(if $(PORT),--port $(PORT))
+
+setup-check:
+	$(SETUP) check
+
+format: setup-check
+	$(VENV) -m ruff format .
+	$(VENV) -m ruff check --fix .
+
+check: setup-check
+	$(VENV) -m ruff format --check .
+	$(VENV) -m ruff check .
+	MYPYPATH=.build $(VENV) -m mypy $(foreach package,$(wildcard $(PACKAGES)),-p pivot_edit.$(package))
+	$(TESTS) tests/unit tests/contract
+
+setup-test:
+	$(SETUP) test
+
+test: setup-test check
+	COMFYUI_PATH=.hosts/0.16.3 $(TESTS) tests/host
+	COMFYUI_PATH=.hosts/0.30.0 $(TESTS) tests/host

@@ -1,0 +1,8 @@
+"""Pivot Edit: training-free, text-driven editing of real images in ComfyUI."""
+
+
+async def comfy_entrypoint():  # type: ignore[no-untyped-def]
+    """ComfyUI's V3 entry point."""
+    from .nodes import PivotEditExtension
+
+    return PivotEditExtension()

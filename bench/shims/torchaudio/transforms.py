@@ -1,0 +1,1 @@
+"""Empty on purpose: part of the torchaudio placeholder."""

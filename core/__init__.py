@@ -1,0 +1,1 @@
+"""Words and contracts that every method stands on. Torch only; never ComfyUI."""

@@ -1,0 +1,30 @@
+"""The pack's one public exception."""
+
+from __future__ import annotations
+
+import torch
+
+
+class PivotError(ValueError):
+    """What was expected; what came; where; what to do. ComfyUI shows it on the node that raised it."""
+
+    def __init__(self, expected: str, got: str, do: str, where: str = "") -> None:
+        self.expected, self.got, self.do, self.where = expected, got, do, where
+        place = f" in {where}" if where else ""
+        super().__init__(f"Expected {expected}, but got {got}{place}. {do}")
+
+    def at(self, where: str) -> PivotError:
+        """The same error with the place filled in, if it had none."""
+        return self if self.where else PivotError(self.expected, self.got, self.do, where)
+
+
+def check_finite(x: torch.Tensor, what: str, where: str) -> torch.Tensor:
+    """Return `x` unchanged; raise PivotError when it holds NaN or infinity: never a black image."""
+    if not torch.isfinite(x).all():
+        raise PivotError(
+            f"finite numbers in {what}",
+            "NaN or infinity",
+            "Check the picture and the VAE, or run the model in fp32 (--force-fp32).",
+            where,
+        )
+    return x

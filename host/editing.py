@@ -1,0 +1,58 @@
+"""The edit as one call: trajectory and prompts in, edited and reconstructed LATENT out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from ..core.trajectory import Trajectory
+from ..inversion import correction_named
+from ..inversion.ddim import Uncorrected
+from .guider import EditGuider
+from .prompts import Conditioning
+from .sampling import ReplaySampler, preview, run_edit
+
+
+def edit_guider(
+    model: Any,
+    trajectory: Trajectory,
+    source: Conditioning,
+    target: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    correction: str,
+) -> EditGuider:
+    """The GUIDER of an edit under a correction method's name."""
+    return EditGuider(model, trajectory, source, target, negative, cfg, correction_named(correction))
+
+
+def edit(
+    model: Any,
+    trajectory: Trajectory,
+    source: Conditioning,
+    target: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    correction: str,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
+    """Edited LATENT, reconstructed LATENT, and a report of what was run."""
+    guider = edit_guider(model, trajectory, source, target, negative, cfg, correction)
+    result = run_edit(guider, trajectory, guider.correction)
+    report = f"{trajectory.steps} steps, cfg {cfg:g}, {correction}, {result.rows_per_step:.2f} UNet rows a step"
+    return {"samples": result.edited}, {"samples": result.reconstructed}, report
+
+
+def replay(model: Any, trajectory: Trajectory, source: Conditioning) -> torch.Tensor:
+    """The picture again at guidance 1, without edit or correction: samples [B, C, H, W] on the host's scale."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(source, source)
+    guider.set_cfg(1.0)
+    latent = model.model.process_latent_out(trajectory.latents[0])
+    sampler = ReplaySampler(trajectory, Uncorrected())
+    callback = preview(model, trajectory.steps)
+    samples: torch.Tensor = guider.sample(
+        torch.zeros_like(latent), latent, sampler, trajectory.descending, callback=callback, seed=0
+    )
+    return samples.cpu()

@@ -1,0 +1,71 @@
+"""Inverting a LATENT, checking the way back, and the inversion as parts for SamplerCustomAdvanced."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..core.trajectory import Trajectory
+from ..inversion import correction_named
+from .editing import replay
+from .prompts import Conditioning
+from .sampling import ReplaySampler, clean_rows, latent_psnr, run_inversion
+
+
+def invert_latent(
+    model: Any,
+    latent: dict[str, Any],
+    source: Conditioning,
+    steps: int,
+    end: str,
+    evaluation: str,
+    check: bool,
+) -> tuple[Trajectory, float, str]:
+    """The trajectory of a LATENT, its reconstruction PSNR in latent space (dB, guidance 1; 0 unchecked), a report."""
+    trajectory = run_inversion(model, latent, source, steps, end, evaluation)
+    shape = "x".join(map(str, trajectory.latents.shape[1:]))
+    if not check:
+        return trajectory, 0.0, f"{steps} steps, latent {shape}, reconstruction not checked"
+    back = replay(model, trajectory, source)
+    psnr = latent_psnr(model.model.process_latent_in(back), trajectory.latents[0])
+    return trajectory, psnr, f"{steps} steps, latent {shape}, comes back at {psnr:.1f} dB in latent space"
+
+
+class TrajectoryNoise:
+    """ComfyUI's NOISE: what a stock sampler adds to the latent so that it starts from the inversion's noise."""
+
+    seed = 0
+
+    def __init__(self, model: Any, trajectory: Trajectory) -> None:
+        self.model = model
+        self.trajectory = trajectory
+
+    def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
+        samples = latent["samples"]
+        sigma = float(self.trajectory.sigmas[-1])
+        rows = len(samples) // self.trajectory.batch
+        end = torch.cat([self.trajectory.noise] * rows) * (1.0 + sigma**2) ** 0.5
+        start = self.model.model.process_latent_in(samples) if samples.count_nonzero() else samples
+        return (end - start.to(end)) / sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionParts:
+    """An inversion as SAMPLER, SIGMAS, NOISE and LATENT."""
+
+    sampler: ReplaySampler
+    sigmas: torch.Tensor
+    noise: TrajectoryNoise
+    latent: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: Any, trajectory: Trajectory, correction: str) -> InversionParts:
+        """The parts under a correction method's name."""
+        return cls(
+            ReplaySampler(trajectory, correction_named(correction)),
+            trajectory.descending,
+            TrajectoryNoise(model, trajectory),
+            {"samples": clean_rows(model, trajectory)},
+        )

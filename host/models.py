@@ -1,0 +1,88 @@
+"""What the host's model is: checks, level table, and a fingerprint that tells one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from ..core.errors import PivotError
+
+_SAMPLED = 64
+
+
+def check_unet(model: Any, where: str) -> None:
+    """Raise PivotError unless `model` is a UNet with attention that predicts eps or v (SD1.x, SD2.x, SDXL)."""
+    from comfy.ldm.modules.attention import BasicTransformerBlock
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    network = model.model.diffusion_model
+    name = type(model.model.model_config).__name__
+    if not isinstance(network, UNetModel):
+        raise PivotError(
+            "a UNet model (SD1.x, SD2.x, SDXL)",
+            f"{name} ({type(network).__name__}), a model without UNet attention",
+            "Load a UNet checkpoint; transformer models need other mathematics and are not supported yet.",
+            where,
+        )
+    if not any(isinstance(module, BasicTransformerBlock) for module in network.modules()):
+        raise PivotError("a UNet with attention", name, "Load a text-to-image checkpoint.", where)
+    if not hasattr(model.get_model_object("model_sampling"), "sigmas"):
+        raise PivotError("a model with a table of noise levels", name, "Load an SD1.x, SD2.x or SDXL model.", where)
+
+
+def trained_sigmas(model: Any) -> torch.Tensor:
+    """The model's own noise levels, ascending, [1000] for SD; any ModelSampling patch included."""
+    return model.get_model_object("model_sampling").sigmas.detach().cpu()
+
+
+def fingerprint(model: Any) -> str:
+    """A short hash of a model's architecture, prediction type, sampled weights and weight patches (LoRA).
+
+    The same for the same checkpoint in every session; other for another checkpoint, LoRA or LoRA strength.
+    """
+    digest = hashlib.sha256()
+    digest.update(type(model.model).__name__.encode())
+    sampling = model.get_model_object("model_sampling")
+    digest.update("|".join(kind.__name__ for kind in type(sampling).__mro__[:-1]).encode())
+    digest.update(trained_sigmas(model)[::100].half().numpy().tobytes())
+    weights = model.model.diffusion_model.state_dict()
+    names = sorted(weights)
+    for name in names[:: max(1, len(names) // 24)]:
+        _update(digest, f"{name}{list(weights[name].shape)}", _original(model, name, weights[name]))
+    for name in sorted(model.patches, key=str):
+        for strength, patch, *_ in model.patches[name]:
+            _update(digest, f"{name}{strength}", _first_tensor(patch))
+    return digest.hexdigest()[:16]
+
+
+def conditioning_fingerprint(conditioning: Any) -> str:
+    """A short hash of a CONDITIONING's text embeddings."""
+    digest = hashlib.sha256()
+    for entry in conditioning:
+        digest.update(entry[0].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight before patches: ComfyUI bakes LoRA into weights while a model is loaded and keeps a backup."""
+    backup = model.backup.get(f"diffusion_model.{name}")
+    return weight if backup is None else backup.weight
+
+
+def _update(digest: Any, name: str, weight: torch.Tensor | None) -> None:
+    digest.update(name.encode())
+    if weight is not None:
+        flat = weight.detach().reshape(-1)
+        sampled = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
+        digest.update(sampled.cpu().to(torch.float16).numpy().tobytes())
+
+
+def _first_tensor(patch: Any) -> torch.Tensor | None:
+    if isinstance(patch, torch.Tensor):
+        return patch
+    parts = getattr(patch, "weights", patch)
+    if isinstance(parts, (tuple, list)):
+        return next((found for found in map(_first_tensor, parts) if found is not None), None)
+    return None

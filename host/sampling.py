@@ -1,0 +1,184 @@
+"""Inversion and replay as ComfyUI samplers, so that loading, hooks, previews and clean-up stay the host's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import torch
+
+from ..core.correction import Correction
+from ..core.errors import PivotError, check_finite
+from ..core.schedule import Denoise, ddim_step, level_table, predict_eps, to_exploding
+from ..core.trajectory import Trajectory
+from ..inversion.ddim import invert
+from .models import check_unet, conditioning_fingerprint, fingerprint, trained_sigmas
+from .prompts import Conditioning
+
+
+def _denoiser(guider: Any, extra_args: dict[str, Any]) -> Denoise:
+    """The one model contract over a guider: denoise(X, sigma) -> x0, interruptible."""
+
+    def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return guider(exploding, exploding.new_full((len(exploding),), sigma), **extra_args)
+
+    return denoise
+
+
+class InversionSampler(comfy.samplers.Sampler):
+    """Runs DDIM inversion and keeps every latent in `latents` [N + 1, B, C, H, W]; the result is the noise."""
+
+    def __init__(self, sigmas: torch.Tensor, evaluation: str) -> None:
+        self.sigmas = sigmas
+        self.evaluation = evaluation
+        self.latents: torch.Tensor | None = None
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Any,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        steps = len(self.sigmas) - 1
+
+        def on_step(i: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+            if callback is not None:
+                callback(i, denoised, x, steps)
+
+        latents = invert(
+            _denoiser(model_wrap, extra_args), latent_image, self.sigmas, self.evaluation, on_step
+        )
+        self.latents = latents.float().cpu()
+        return latents[-1]
+
+
+class ReplaySampler(comfy.samplers.Sampler):
+    """DDIM from the trajectory's noise to the picture on [source; target] rows, under a correction method."""
+
+    def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
+        self.trajectory = trajectory
+        self.correction = correction
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        pivot, batch = self.trajectory, self.trajectory.batch
+        _check_levels(sigmas, pivot)
+        denoise = _denoiser(model_wrap, extra_args)
+        levels = [float(sigma) for sigma in pivot.sigmas.flip(0)]
+        x = torch.cat([pivot.noise] * (len(latent_image) // batch)).to(latent_image)
+        for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+            eps = predict_eps(denoise, x, sigma)
+            denoised = to_exploding(x, sigma) - sigma * eps
+            x = ddim_step(x, eps, sigma, sigma_next)
+            x[:batch] = self.correction.source_after(x[:batch], pivot, pivot.steps - i - 1)
+            check_finite(x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}")
+            if callback is not None:
+                callback(i, denoised.roll(batch, 0), x.roll(batch, 0), pivot.steps)
+        return x
+
+
+def _check_levels(sigmas: torch.Tensor, trajectory: Trajectory) -> None:
+    mine = trajectory.descending.to(sigmas)
+    if len(sigmas) != len(mine) or not torch.allclose(sigmas, mine, rtol=1e-4):
+        raise PivotError(
+            f"the inversion's own {trajectory.steps} steps",
+            f"{len(sigmas) - 1} steps of other sigmas",
+            "Connect the sigmas output of Inversion Parts.",
+            "Inversion Parts sampler",
+        )
+
+
+def preview(model: Any, steps: int) -> Any:
+    """The host's progress bar with latent previews, as every stock sampler node shows it."""
+    import latent_preview
+
+    return latent_preview.prepare_callback(model, steps)
+
+
+def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor:
+    """The samples [B, C, H, W] of a LATENT; PivotError for NaN, nested latents or a wrong channel count."""
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+        raise PivotError("a latent picture [B, C, H, W]", "another kind of latent", "Use VAE Encode.", where)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise PivotError(
+            f"a latent of {channels} channels", f"{samples.shape[1]}", "Encode with the model's own VAE.", where
+        )
+    return check_finite(samples, "the latent", where)
+
+
+def run_inversion(
+    model: Any, latent: dict[str, Any], source: Conditioning, steps: int, end: str, evaluation: str
+) -> Trajectory:
+    """DDIM inversion of a LATENT under its source conditioning at guidance 1."""
+    where = "DDIM Inversion"
+    check_unet(model, where)
+    samples = check_latent(latent, model, where)
+    sigmas = level_table(trained_sigmas(model), steps, end)
+    sampler = InversionSampler(sigmas, evaluation)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(source, source)
+    guider.set_cfg(1.0)
+    guider.sample(
+        torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0
+    )
+    assert sampler.latents is not None
+    return Trajectory(sigmas, sampler.latents, "ddim", fingerprint(model), conditioning_fingerprint(source))
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What an edit gives: LATENT samples [B, C, H, W] on the host's scale, and UNet rows run per step."""
+
+    edited: torch.Tensor
+    reconstructed: torch.Tensor
+    rows_per_step: float
+
+
+def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edit:
+    """Replay an inversion under an EditGuider."""
+    model = guider.model_patcher
+    latent = clean_rows(model, trajectory)
+    rows = guider.sample(
+        torch.zeros_like(latent),
+        latent,
+        ReplaySampler(trajectory, correction),
+        trajectory.descending,
+        callback=preview(model, trajectory.steps),
+        seed=0,
+    )
+    rows = rows.to(comfy.model_management.intermediate_device())
+    batch = trajectory.batch
+    rows_per_step = guider.rows_run / (trajectory.steps * batch)
+    return Edit(rows[batch:], rows[:batch], rows_per_step)
+
+
+def clean_rows(model: Any, trajectory: Trajectory) -> torch.Tensor:
+    """The inverted picture on the host's latent scale, once for the source and once for the target rows."""
+    return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * 2))
+
+
+def latent_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """PSNR in dB of latent `a` against reference `b`, the peak being b's own range; infinite if equal."""
+    mse = (a.double() - b.double()).square().mean().item()
+    peak = (b.max() - b.min()).double().item()
+    return math.inf if mse == 0.0 else 10.0 * math.log10(max(peak, 1e-12) ** 2 / mse)

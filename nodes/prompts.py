@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.prompts import check_prompt, encode, read_pair
+from .sockets import CATEGORY, Words
+
+_CLIP = "The text encoder, from Load Checkpoint or Load Toy Model."
+_SOURCE = "The picture as it is, in plain words, e.g. 'a cat on a sofa'. The better it fits, the cleaner the edit."
+
+
+class PivotSourcePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotSourcePrompt",
+            display_name="Source Prompt",
+            category=CATEGORY,
+            description="Describes the picture as it is. Feed the conditioning to the inversion and the text to the "
+            "Prompt Pair: the inversion then does not depend on the target prompt, and is not run again when the "
+            "target changes.",
+            search_aliases=["pivot prompt", "source text"],
+            inputs=[
+                io.Clip.Input("clip", tooltip=_CLIP),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=_SOURCE),
+            ],
+            outputs=[io.Conditioning.Output(display_name="source"), io.String.Output(display_name="text")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, prompt: str) -> io.NodeOutput:
+        return io.NodeOutput(encode(clip, check_prompt(prompt, "source")), prompt)
+
+
+class PivotPromptPair(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotPromptPair",
+            display_name="Prompt Pair",
+            category=CATEGORY,
+            description="Encodes the source and the target prompt and finds which words correspond, for the P2P "
+            "Attention Controller.",
+            search_aliases=["p2p prompts", "prompt to prompt", "word alignment"],
+            inputs=[
+                io.Clip.Input("clip", tooltip=_CLIP),
+                io.String.Input("source_prompt", multiline=True, dynamic_prompts=True, tooltip=_SOURCE),
+                io.String.Input(
+                    "target_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The picture as it should become. Change only the words that should change; keep the "
+                    "others and their order.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the edit should move away from; usually empty, as in the papers.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="source"),
+                io.Conditioning.Output(display_name="target"),
+                Words.Output(display_name="words"),
+                io.Conditioning.Output(display_name="negative"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, source_prompt: str, target_prompt: str, negative_prompt: str = "") -> io.NodeOutput:
+        pair = read_pair(clip, source_prompt, target_prompt)
+        texts = (source_prompt, target_prompt, negative_prompt)
+        source, target, negative = (encode(clip, text) for text in texts)
+        return io.NodeOutput(source, target, pair, negative)

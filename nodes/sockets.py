@@ -1,0 +1,54 @@
+"""The pack's own socket types and the inputs that several nodes share, each written once."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..inversion import CORRECTIONS
+
+CATEGORY = "Pivot Edit"
+Inversion = io.Custom("PIVOT_INVERSION")
+Words = io.Custom("PIVOT_WORDS")
+
+
+def model_input(tooltip: str) -> io.Model.Input:
+    return io.Model.Input("model", tooltip=tooltip)
+
+
+def inversion_input() -> io.Input:
+    return Inversion.Input(
+        "inversion", tooltip="The inverted picture, from DDIM Inversion. It must come from this same model."
+    )
+
+
+def edit_inputs() -> list[io.Input]:
+    """What an edit is made of, in the order of both edit nodes."""
+    return [
+        model_input("The model to edit with, usually through the P2P Attention Controller. Any UNet checkpoint."),
+        inversion_input(),
+        io.Conditioning.Input(
+            "source", tooltip="The prompt of the picture as it is: the one the inversion was made with."
+        ),
+        io.Conditioning.Input("target", tooltip="The prompt of the picture as it should become."),
+        io.Conditioning.Input(
+            "negative",
+            tooltip="What unconditional rows read, usually the empty prompt. Ignored by negative_prompt.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=5.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none. "
+            "Typical 4 to 9 (papers 7.5).",
+        ),
+        io.Combo.Input(
+            "correction",
+            options=list(CORRECTIONS),
+            default="direct",
+            tooltip="How the picture is kept on its trajectory. "
+            + "; ".join(f"{c.name}: {c.label}" for c in CORRECTIONS.values())
+            + ".",
+        ),
+    ]

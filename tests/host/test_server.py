@@ -1,0 +1,107 @@
+"""The development server and client against a real ComfyUI, with stock nodes only."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+
+import pytest
+from PIL import Image
+
+from bench.client import Client, Event, Graph, Interrupted, ServerError
+from bench.server import Server, ServerFailed
+
+pytestmark = pytest.mark.server
+
+
+def inverting(name: str) -> Graph:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}},
+    }
+
+
+@pytest.fixture
+def picture(client: Client) -> str:
+    return client.upload(Image.new("RGB", (32, 24), (10, 20, 30)), "plain.png")
+
+
+def test_run_gives_images_and_says_what_was_executed_and_cached(client: Client, picture: str) -> None:
+    events: list[Event] = []
+    graph = inverting(picture)
+    first = client.run(graph, events.append)
+    assert first.images["3"][0].getpixel((5, 5)) == (245, 235, 225)
+    assert {"1", "2", "3"} == set(first.executed) | set(first.cached)
+    assert events[-1].kind == "execution_success"
+    graph["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    second = client.run(graph)
+    assert second.executed == ["4"]
+    assert {"1", "2", "3"} == set(second.cached)
+    assert second.previews["4"][0].size == (32, 24)
+
+
+def test_bad_input_names_the_node(client: Client) -> None:
+    with pytest.raises(ServerError, match="missing.png") as caught:
+        client.run(inverting("missing.png"))
+    assert (caught.value.node_id, caught.value.node_class) == ("1", "LoadImage")
+
+
+def test_unknown_node_class_is_named(client: Client, picture: str) -> None:
+    graph = inverting(picture)
+    graph["2"]["class_type"] = "NoSuchNode"
+    with pytest.raises(ServerError, match="NoSuchNode"):
+        client.run(graph)
+
+
+def test_failing_node_is_named(client: Client, picture: str) -> None:
+    graph = inverting(picture)
+    graph["3"]["inputs"]["filename_prefix"] = "../../outside"
+    with pytest.raises(ServerError, match="outside") as caught:
+        client.run(graph)
+    assert (caught.value.node_id, caught.value.node_class) == ("3", "SaveImage")
+
+
+def test_interrupt_stops_the_run_and_the_next_one_works(client: Client, picture: str) -> None:
+    graph = inverting(picture)
+    graph["4"] = {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "upscale_method": "lanczos"}}
+    graph["4"]["inputs"] |= {"width": 2048, "height": 2048, "crop": "disabled"}
+    for node in range(5, 15):
+        graph[str(node)] = {"class_type": "ImageInvert", "inputs": {"image": [str(node - 1), 0]}}
+    graph["15"] = {"class_type": "PreviewImage", "inputs": {"images": ["14", 0]}}
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "executing" and event.node == "4":
+            client.interrupt()
+
+    with pytest.raises(Interrupted):
+        client.run(graph, interrupt)
+    assert client.run(inverting(picture)).images["3"]
+
+
+def test_pack_is_loaded(client: Client, server: Server) -> None:
+    assert "pivot-edit" in server.log.read_text()
+    assert "(IMPORT FAILED)" not in server.log.read_text()
+
+
+def test_taken_port_is_one_line(server: Server) -> None:
+    with pytest.raises(ServerFailed, match=f"port {server.port} cannot be used") as caught:
+        Server(server.port)
+    assert "\n" not in str(caught.value)
+
+
+def test_dead_server_is_reported_with_its_last_output(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "options.py").touch()
+    (tmp_path / "main.py").write_text("raise SystemExit('no room for models')")
+    with pytest.raises(ServerFailed, match="no room for models"), Server(host=tmp_path, cpu=True):
+        pass
+
+
+def test_port_is_free_again_after_the_end() -> None:
+    with Server(cpu=True) as server, Client(server.url) as client:
+        base, port = server.base, server.port
+        assert client.system_stats()["system"]["comfyui_version"]
+    assert not base.exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0

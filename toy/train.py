@@ -1,0 +1,344 @@
+"""Train the toy model: `python -m toy.train autoencoder|diffusion|decoder|pack`.
+
+Seeded, resumable (a checkpoint every few minutes under `toy/runs/`, not tracked), logged as one JSON line a
+report (`toy/logs/`, tracked). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has unpacked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from toy.scenes import Scene
+
+HERE = pathlib.Path(__file__).parent
+RUNS = HERE / "runs"
+LOGS = HERE / "logs"
+LATENT_SCALE = 0.18215
+HELD_OUT = 10_000_000  # training draws seeds below this number, judging draws seeds above it
+LATENT_NOISE = 0.05
+
+
+def psnr(mse: float) -> float:
+    return -10.0 * math.log10(max(mse, 1e-12))
+
+
+def pictures(seeds: list[int]) -> torch.Tensor:
+    """Rendered scenes as float32 [B, 3, 128, 128] in [-1, 1]."""
+    batch = np.stack([Scene.sample(seed).render() for seed in seeds])
+    return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous() * 2.0 - 1.0
+
+
+class Average:
+    """An exponential moving average of a model's parameters."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1.0 + step) / (10.0 + step))
+        for name, p in model.named_parameters():
+            self.values[name].lerp_(p.detach(), 1.0 - decay)
+
+
+def run_training(
+    name: str,
+    model: torch.nn.Module,
+    loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    decay: float = 0.999,
+    weight_decay: float = 1e-4,
+) -> Average:
+    """Minimise `loss_of(step)` with AdamW, warm-up and cosine, from the last checkpoint if there is one."""
+    torch.manual_seed(seed)
+    RUNS.mkdir(exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
+    path = RUNS / f"{name}.pt"
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    average = Average(model, decay)
+    first, seconds = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.values = state["average"]
+        first, seconds = state["step"], state["seconds"]
+        torch.manual_seed(seed + first)
+    began, saved = time.time() - seconds, time.time()
+    sums: dict[str, float] = {}
+    with (LOGS / f"{name}.jsonl").open("a" if first else "w") as log:
+        for step in range(first, steps):
+            warm = min(1.0, (step + 1) / 100)
+            optimizer.param_groups[0]["lr"] = rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            loss, figures = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            average.update(model, step)
+            for key, value in {"loss": loss.item(), **figures}.items():
+                sums[key] = sums.get(key, 0.0) + value / 100
+            if (step + 1) % 100 == 0:
+                row = {"step": step + 1, "seconds": round(time.time() - began), **sums}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                sums = {}
+            if time.time() - saved > 120 or step + 1 == steps:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.values,
+                    "step": step + 1,
+                    "seconds": time.time() - began,
+                }
+                torch.save(state, path.with_suffix(".new"))
+                path.with_suffix(".new").replace(path)
+                saved = time.time()
+    return average
+
+
+def seeds_of(step: int, batch: int, stage: int) -> list[int]:
+    draw = np.random.default_rng([stage, step])
+    return [int(seed) for seed in draw.integers(0, HELD_OUT, batch)]
+
+
+def train_autoencoder(steps: int, batch: int, rate: float) -> None:
+    """Stage 1: squared and absolute error, with the latent kept near unit scale and robust to small noise."""
+    from toy.architecture import build_autoencoder
+
+    torch.manual_seed(1)
+    model = build_autoencoder()
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        picture = pictures(seeds_of(step, batch, 1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latent: Any = model.encode(picture)  # type: ignore[operator]
+            latent = latent.float()
+            noisy = latent + LATENT_NOISE * torch.randn_like(latent)
+            drawn: Any = model.decode(noisy)  # type: ignore[operator]
+        error = drawn.float() - picture
+        loss = error.abs().mean() + 2.0 * error.square().mean() + 2e-4 * latent.square().mean()
+        figures = {"psnr": psnr(error.square().mean().item() / 4.0), "latent_std": latent.std().item()}
+        return loss, figures
+
+    run_training("autoencoder", model, loss_of, steps=steps, rate=rate, seed=1)
+
+
+def train_decoder(steps: int, batch: int, rate: float) -> None:
+    """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as they are used."""
+    model = trained_autoencoder()
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        picture = pictures(seeds_of(step, batch, 3))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                latent: Any = model.encode(picture)  # type: ignore[operator]
+            noise = 0.4 * LATENT_NOISE / LATENT_SCALE * torch.randn_like(latent.float())
+            drawn: Any = model.decode(latent.float() + noise)  # type: ignore[operator]
+        error = drawn.float() - picture
+        loss = 0.3 * error.abs().mean() + 4.0 * error.square().mean()
+        return loss, {"psnr": psnr(error.square().mean().item() / 4.0)}
+
+    run_training("decoder", model, loss_of, steps=steps, rate=rate, seed=3, weight_decay=0.0)
+
+
+def standardise(autoencoder: torch.nn.Module, latents: torch.Tensor) -> None:
+    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
+
+    Afterwards `LATENT_SCALE * encode(picture)` has zero mean and unit deviation, as SD's latents roughly do,
+    and the posterior's variance is nil: encoding is deterministic.
+    """
+    mean = latents.mean(dim=(0, 2, 3))
+    scale = latents.std(dim=(0, 2, 3)) * LATENT_SCALE
+    inner: Any = autoencoder.quant_conv
+    outer: Any = autoencoder.post_quant_conv
+    with torch.no_grad():
+        inner.weight[:4].div_(scale[:, None, None, None])
+        inner.bias[:4].sub_(mean).div_(scale)
+        inner.weight[4:].zero_()
+        inner.bias[4:].fill_(-30.0)
+        outer.bias.add_(outer.weight[:, :, 0, 0] @ mean)
+        outer.weight.mul_(scale[None, :, None, None])
+
+
+def trained_autoencoder() -> torch.nn.Module:
+    """The averaged autoencoder of stage 1, standardised on 512 training scenes."""
+    from toy.architecture import build_autoencoder
+
+    model = build_autoencoder()
+    state = torch.load(RUNS / "autoencoder.pt", weights_only=True)
+    model.load_state_dict({**state["model"], **state["average"]})
+    model.eval()
+    standardise(model, encode_scenes(model, range(512)))
+    return model
+
+
+def finished_autoencoder() -> torch.nn.Module:
+    """The autoencoder with the decoder of stage 3, where there is one."""
+    model = trained_autoencoder()
+    path = RUNS / "decoder.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict({**state["model"], **state["average"]})
+    return model
+
+
+@torch.no_grad()
+def encode_scenes(autoencoder: torch.nn.Module, seeds: range, batch: int = 16) -> torch.Tensor:
+    """Latents float32 [N, 4, 16, 16] of the scenes of `seeds`, as the autoencoder gives them."""
+    parts = []
+    for first in range(seeds.start, seeds.stop, batch):
+        picture = pictures(list(range(first, min(first + batch, seeds.stop))))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latent: Any = autoencoder.encode(picture)  # type: ignore[operator]
+        parts.append(latent.float())
+    return torch.cat(parts)
+
+
+def cached_latents(count: int) -> torch.Tensor:
+    """Scaled latents of the scenes 0..count-1, encoded once and kept under `toy/runs/`."""
+    path = RUNS / f"latents-{count}.pt"
+    if not path.exists():
+        latents = encode_scenes(trained_autoencoder(), range(count)) * LATENT_SCALE
+        torch.save(latents.half(), path)
+    return torch.load(path, weights_only=True)
+
+
+def caption_tokens(captions: list[str]) -> torch.Tensor:
+    """Token ids [B, 77] from the host's own CLIP tokenizer."""
+    from comfy.sd1_clip import SDTokenizer
+
+    tokenizer = SDTokenizer()
+    return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(c)[0]] for c in captions])
+
+
+class Denoiser(torch.nn.Module):
+    """UNet and text encoder, trained together: eps from (x, t, token ids)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from toy.architecture import build_text_model, build_unet
+
+        self.unet = build_unet()
+        self.text = build_text_model()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return self.unet(x, t, context=self.encode(tokens))
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """CLIPTextModel's last hidden state; ComfyUI's own forward adds in place, which autograd refuses."""
+        from comfy.ldm.modules.attention import optimized_attention_for_device
+
+        text: Any = self.text.text_model
+        x = text.embeddings(tokens, dtype=torch.float32)
+        causal = torch.full((77, 77), torch.finfo(x.dtype).min).triu_(1)
+        attend = optimized_attention_for_device(x.device, mask=True, small_input=True)
+        for layer in text.encoder.layers:
+            x = x + layer.self_attn(layer.layer_norm1(x), causal, attend)
+            x = x + layer.mlp(layer.layer_norm2(x))
+        return text.final_layer_norm(x)
+
+
+def train_diffusion(steps: int, batch: int, rate: float, scenes: int) -> None:
+    """Stage 2: eps-prediction on SD's schedule, 10 % empty captions, errors weighted by min(SNR, 5) / SNR."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = torch.cumprod(1.0 - betas, 0).float()
+    snr = abar / (1.0 - abar)
+    weight_of = snr.clamp(max=5.0) / snr
+    latents = cached_latents(scenes)
+    tokens = caption_tokens([Scene.sample(seed).caption for seed in range(scenes)])
+    empty = caption_tokens([""])
+    torch.manual_seed(2)
+    model = Denoiser()
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        draw = torch.Generator().manual_seed(2_000_000 + step)
+        chosen = torch.randint(0, scenes, (batch,), generator=draw)
+        x0 = latents[chosen].float()
+        t = torch.randint(0, 1000, (batch,), generator=draw)
+        eps = torch.randn(x0.shape, generator=draw)
+        dropped = torch.rand(batch, 1, generator=draw) < 0.1
+        level = abar[t][:, None, None, None]
+        noisy = level.sqrt() * x0 + (1.0 - level).sqrt() * eps
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = model(noisy, t.float(), torch.where(dropped, empty, tokens[chosen]))
+        error = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
+        return (error * weight_of[t]).mean(), {"mse": error.mean().item()}
+
+    run_training("diffusion", model, loss_of, steps=steps, rate=rate, seed=2, weight_decay=1e-2)
+
+
+def trained_words() -> list[int]:
+    """Token ids that occur in captions, special tokens included."""
+    captions = [Scene.sample(seed).caption for seed in range(2000)]
+    return sorted(set(caption_tokens([*captions, ""]).flatten().tolist()))
+
+
+def pack_weights() -> None:
+    """Write `toy/weights/toy.safetensors`: averaged weights, fp16, named as in an SD1.x checkpoint.
+
+    Of the vocabulary only the rows of trained words are kept.
+    """
+    from safetensors.torch import save_file
+
+    from toy.loader import CLIP, UNET, VAE, WEIGHTS, WORDS
+
+    state = torch.load(RUNS / "diffusion.pt", weights_only=True)
+    model = {**state["model"], **state["average"]}
+    vocabulary = model.pop(f"text.{WORDS}.weight")
+    model.pop("text.text_projection.weight")
+    ids = torch.tensor(trained_words())
+    tensors = {f"{VAE}{name}": value for name, value in finished_autoencoder().state_dict().items()}
+    for name, value in model.items():
+        part, _, rest = name.partition(".")
+        tensors[f"{UNET if part == 'unet' else CLIP}{rest}"] = value
+    tensors[f"{CLIP}{WORDS}.rows"] = vocabulary[ids]
+    halves = {name: value.half().contiguous() for name, value in tensors.items()}
+    halves[f"{CLIP}{WORDS}.ids"] = ids.to(torch.int32)
+    WEIGHTS.parent.mkdir(exist_ok=True)
+    save_file(halves, WEIGHTS, metadata={"steps": str(state["step"])})
+    print(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.2f} MB, {state['step']} steps")
+
+
+def main() -> None:
+    from bench.install import import_comfy
+
+    import_comfy()
+    parser = argparse.ArgumentParser(prog="python -m toy.train", description=__doc__)
+    parser.add_argument("stage", choices=("autoencoder", "diffusion", "decoder", "pack"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.stage == "autoencoder":
+        train_autoencoder(options.steps or 4000, options.batch or 8, options.rate or 1.5e-3)
+    if options.stage == "decoder":
+        train_decoder(options.steps or 1500, options.batch or 8, options.rate or 5e-4)
+    if options.stage == "pack":
+        pack_weights()
+    if options.stage == "diffusion":
+        train_diffusion(options.steps or 6000, options.batch or 64, options.rate or 1e-3, options.scenes)
+
+
+if __name__ == "__main__":
+    main()
