@@ -55,7 +55,8 @@ class PromptToPrompt:
         targets = [target for target, _ in pairs]
         mapper, own = _fit_columns(self.alignment, call.v)
         edited = call.v.clone()
-        edited[targets] = torch.einsum("st,rtc->rsc", mapper, call.v[targets].float()).to(call.v.dtype)
+        mapped = torch.einsum("st,rtc->rsc", mapper, call.v[targets].to(mapper.dtype))
+        edited[targets] = mapped.to(call.v.dtype)
         out = attend(_with_source_maps(call.replace(call.q, call.k, edited), pairs))
         if own.any():
             kept = call.v[targets] * own[:, None].to(call.v.dtype)
@@ -73,7 +74,7 @@ def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> Atte
 
 
 def _fit_columns(alignment: Alignment, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mapper [T, T] and own [T] for the T columns of this call, fp32 on v's device.
+    """Mapper [T, T] and own [T] for the T columns of this call, on v's device, in its precision or fp32.
 
     Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal keys and
     values and share the attention equally, so the source's repeats all map to one copy of the target's columns.
@@ -89,4 +90,5 @@ def _fit_columns(alignment: Alignment, v: torch.Tensor) -> tuple[torch.Tensor, t
         )
     fitted = torch.zeros(columns, columns)
     fitted[:, : mapper.shape[1]] = mapper.repeat(columns // mapper.shape[0], 1)
-    return fitted.to(v.device), own.repeat(columns // len(own)).to(v.device)
+    precision = torch.promote_types(v.dtype, torch.float32)
+    return fitted.to(v.device, precision), own.repeat(columns // len(own)).to(v.device)

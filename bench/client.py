@@ -27,7 +27,6 @@ from PIL import Image
 
 Graph = dict[str, dict[str, Any]]
 Answer = TypeVar("Answer")
-END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class ServerError(RuntimeError):
@@ -48,7 +47,7 @@ class Interrupted(ServerError):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One message of the server about a run: `kind` is its type ("progress", "executing", ...), `data` its body."""
+    """One message of the server: `kind` is its type ("progress", "executing", ...), `data` its body."""
 
     kind: str
     data: Mapping[str, Any]
@@ -63,8 +62,9 @@ class Event:
 class Result:
     """What one run gave, by node id.
 
-    `images` holds saved pictures, `previews` temporary ones, `texts` what text outputs showed; `executed` lists
-    the nodes that ran, `cached` those that did not have to, `progress` how many progress messages each node sent.
+    `images` holds saved pictures, `previews` temporary ones, `texts` what text outputs showed; `executed`
+    lists the nodes that ran, `cached` those that did not have to, `progress` counts each node's progress
+    messages.
     """
 
     prompt_id: str
@@ -143,7 +143,7 @@ class Client:
         self._request("POST", "/interrupt", json={})
 
     def post(self, graph: Graph) -> str:
-        """Queue a graph in API format; returns its prompt id. A node's bad input raises ServerError naming it."""
+        """Queue a graph in API format; returns its prompt id. Bad input raises ServerError with the node."""
         return str(json.loads(self._request("POST", "/prompt", json=self._prompt(graph)))["prompt_id"])
 
     def run(self, graph: Graph, on_event: Callable[[Event], object] = lambda event: None) -> Result:
@@ -159,9 +159,9 @@ class Client:
                     continue
                 result.note(event)
                 on_event(event)
-                if event.kind in END_EVENTS:
-                    raise_failure(event)
-                    break
+                raise_failure(event)
+                if event.kind == "executing" and event.node is None:
+                    break  # only now does the server's history hold the outputs
         self._collect(result)
         return result
 
@@ -247,7 +247,7 @@ def refusal(request: str, status: int, body: bytes) -> ServerError:
 
 
 def raise_failure(event: Event) -> None:
-    """Raise the error that an end-of-run message stands for, if it stands for one."""
+    """Raise the error that a message of the server stands for, if it stands for one."""
     if event.kind == "execution_error":
         message = str(event.data["exception_message"]).strip()
         raise ServerError(message, event.data["node_id"], event.data["node_type"])

@@ -74,14 +74,14 @@ def user_host() -> pathlib.Path | None:
 
 
 def check_host(path: pathlib.Path, name: str) -> pathlib.Path:
-    """Return `path` if a ComfyUI lies there, else raise InstallError; `name` says where the path came from."""
+    """Return `path` if a ComfyUI lies there, else raise InstallError; `name` is where it came from."""
     if not (path / "main.py").is_file() or not (path / "comfy" / "options.py").is_file():
         raise InstallError(f"no ComfyUI (main.py and comfy/) at {path}; check {name}")
     return path
 
 
 def host_path(version: str = NEWEST) -> pathlib.Path:
-    """The ComfyUI to use: the user's own, else the unpacked development host of `version`."""
+    """The ComfyUI to use: the user's own, else the unpacked development host `version`."""
     return user_host() or check_host(HOSTS / version, "the set-up: run `make test` or `make demo` once")
 
 
@@ -164,8 +164,8 @@ def install_packages(files: Sequence[str]) -> None:
     say(f"installing pinned packages into {VENV} (1 to 3 minutes, once)")
     for name in missing:
         no_deps = ["--no-deps"] if "nodeps" in name else []
-        pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *no_deps]
-        run([*pip, "-r", ROOT / "bench" / name], f"installing {name}")
+        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *no_deps]
+        run([*pip, "-r", str(ROOT / "bench" / name)], f"installing {name}")
         stamp_path(name).touch()
 
 
@@ -182,11 +182,9 @@ def fetch(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
     wanted = folder / "archive.txt"
     wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     package = archive.requirement.partition("==")[0]
-    run(
-        [VENV / "bin" / "python", "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
-        + [f"--no-binary={package}", "--python-version", "3.12", "-d", folder, "-r", wanted],
-        f"downloading {archive.requirement}",
-    )
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "download", "--disable-pip-version-check"]
+    what = ["--no-deps", f"--no-binary={package}", "--python-version", "3.12"]
+    run([*pip, *what, "-d", str(folder), "-r", str(wanted)], f"downloading {archive.requirement}")
     found = list(folder.glob("*.tar.gz"))
     if len(found) != 1:
         raise InstallError(f"downloading {archive.requirement} gave {len(found)} archives instead of one")

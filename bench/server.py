@@ -194,7 +194,7 @@ class Server:
         return [str(python), "main.py", *pairs, *switches, *(["--cpu"] if cpu else [])]
 
     def _environment(self) -> dict[str, str]:
-        environment = dict(os.environ, PYTHONUNBUFFERED="1")
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}  # share the cores
         if self.python is None and install.torchaudio_missing():
             paths = [str(install.SHIMS), environment.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

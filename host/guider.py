@@ -128,7 +128,7 @@ class EditGuider(comfy.samplers.CFGGuider):
             self.cfg,
             x[batch:],
             timestep[batch:],
-            model_options=options,
+            model_options=with_rows(options, self._announce(slice(batch, 2 * batch))),
             cond=self.conds["target"],
             uncond=self.conds["negative"],
         )
@@ -156,13 +156,15 @@ class EditGuider(comfy.samplers.CFGGuider):
         self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], names: tuple[Any, Any], rows: slice
     ) -> list[torch.Tensor]:
         """The host's own batch of conditional and unconditional texts over a slice of the rows."""
-        batch = self.trajectory.batch
-        announced = tuple(_row(index, batch, rows.start) for index in range(rows.start, rows.stop))
+        announced = self._announce(rows)
         conds = [None if name is None else self.conds[name] for name in names]
         self.rows_run += len(announced) * sum(cond is not None for cond in conds)
         return comfy.samplers.calc_cond_batch(
             self.inner_model, conds, x[rows], timestep[rows], with_rows(options, announced)
         )
+
+    def _announce(self, rows: slice) -> tuple[Row, ...]:
+        return tuple(_row(index, self.trajectory.batch, rows.start) for index in range(rows.start, rows.stop))
 
     def _source(
         self, x: torch.Tensor, cond: torch.Tensor, uncond: torch.Tensor, step: int, levels: torch.Tensor

@@ -44,6 +44,7 @@ class TrajectoryNoise:
 
     def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
         samples = latent["samples"]
+        self.trajectory.check_matches(samples[: self.trajectory.batch], "Inversion Parts noise")
         sigma = float(self.trajectory.sigmas[-1])
         rows = len(samples) // self.trajectory.batch
         end = torch.cat([self.trajectory.noise] * rows) * (1.0 + sigma**2) ** 0.5

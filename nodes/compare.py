@@ -21,7 +21,7 @@ class PivotCompare(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE the picture was encoded with."),
-                io.Image.Input("image", tooltip="The source picture."),
+                io.Image.Input("image", tooltip="The source picture, before encoding."),
                 io.Latent.Input("edited", tooltip="From Edit Sampler."),
                 io.Latent.Input("reconstructed", tooltip="From Edit Sampler."),
                 io.String.Input(

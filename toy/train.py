@@ -80,6 +80,7 @@ def run_training(
         torch.manual_seed(seed + first)
     began, saved = time.time() - seconds, time.time()
     sums: dict[str, float] = {}
+    since = first
     with (LOGS / f"{name}.jsonl").open("a" if first else "w") as log:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / 100)
@@ -91,12 +92,13 @@ def run_training(
             optimizer.step()
             average.update(model, step)
             for key, value in {"loss": loss.item(), **figures}.items():
-                sums[key] = sums.get(key, 0.0) + value / 100
+                sums[key] = sums.get(key, 0.0) + value
             if (step + 1) % 100 == 0:
-                row = {"step": step + 1, "seconds": round(time.time() - began), **sums}
+                means = {key: value / (step + 1 - since) for key, value in sums.items()}
+                row = {"step": step + 1, "seconds": round(time.time() - began), **means}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                sums = {}
+                sums, since = {}, step + 1
             if time.time() - saved > 120 or step + 1 == steps:
                 state = {
                     "model": model.state_dict(),

@@ -5,7 +5,9 @@ The ComfyUI is the one in `COMFYUI_PATH`; `make test` runs this folder once per 
 
 from __future__ import annotations
 
+import importlib
 import pathlib
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +17,11 @@ from bench.client import Client
 from bench.install import import_comfy
 from bench.server import Server
 
-import_comfy()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what ComfyUI and its packages say while they are imported is not ours
+    import_comfy()
+    for name in ("nodes", "execution", "server", "latent_preview", "comfy_extras.nodes_custom_sampler"):
+        importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +43,12 @@ def folders(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A running ComfyUI with the pack in it, on the CPU."""
-    with Server(cpu=True) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI with the pack in it and the nodes of `bad_nodes/`, on the CPU."""
+    base = tmp_path_factory.mktemp("comfy")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "bad_nodes").symlink_to(pathlib.Path(__file__).parent / "bad_nodes")
+    with Server(cpu=True, base=base) as running:
         yield running
 
 

@@ -33,7 +33,7 @@ def test_run_gives_images_and_says_what_was_executed_and_cached(client: Client, 
     first = client.run(graph, events.append)
     assert first.images["3"][0].getpixel((5, 5)) == (245, 235, 225)
     assert {"1", "2", "3"} == set(first.executed) | set(first.cached)
-    assert events[-1].kind == "execution_success"
+    assert "execution_success" in [event.kind for event in events]
     graph["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     second = client.run(graph)
     assert second.executed == ["4"]

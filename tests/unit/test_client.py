@@ -1,0 +1,195 @@
+"""The API client against a scripted server: what it makes of answers, messages and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from bench.client import Client, Event, Interrupted, ServerError, raise_failure, refusal
+from bench.server import free_port
+
+
+class Scripted:
+    """A web server on a thread that answers a prompt with a given list of websocket messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, dict[str, Any]]] = []
+        self.outputs: dict[str, Any] = {}
+        self.uploads: list[str] = []
+        self.sockets: list[web.WebSocketResponse] = []
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.url = f"http://127.0.0.1:{free_port()}"
+
+    def start(self) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/ws", self.listen),
+                web.post("/prompt", self.prompt),
+                web.get("/history/p1", self.history),
+                web.get("/view", self.view),
+                web.post("/upload/image", self.upload),
+            ]
+        )
+        self.runner = web.AppRunner(app)
+        self.thread.start()
+        self.wait(self.runner.setup())
+        self.wait(web.TCPSite(self.runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start())
+
+    def stop(self) -> None:
+        self.wait(self.runner.cleanup())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    def wait(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    async def listen(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.sockets.append(socket)
+        async for _ in socket:
+            pass
+        return socket
+
+    async def prompt(self, request: web.Request) -> web.Response:
+        socket = self.sockets[-1]
+        await socket.send_bytes(b"a preview picture")
+        for kind, data in self.messages:
+            if kind == "close":
+                await socket.close()
+            else:
+                await socket.send_json({"type": kind, "data": data})
+        return web.json_response({"prompt_id": "p1"})
+
+    async def history(self, request: web.Request) -> web.Response:
+        return web.json_response({"p1": {"outputs": self.outputs}})
+
+    async def view(self, request: web.Request) -> web.Response:
+        data = io.BytesIO()
+        Image.new("RGB", (4, 3), request.query["filename"]).save(data, "PNG")
+        return web.Response(body=data.getvalue())
+
+    async def upload(self, request: web.Request) -> web.Response:
+        part = (await request.post())["image"]
+        assert isinstance(part, web.FileField)
+        self.uploads.append(part.filename)
+        return web.json_response({"name": part.filename, "subfolder": "", "type": "input"})
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    server = Scripted()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(scripted: Scripted) -> Iterator[Client]:
+    with Client(scripted.url, timeout=10) as connected:
+        yield connected
+
+
+def of_run(kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    return kind, {"prompt_id": "p1", **data}
+
+
+END = of_run("executing", node=None)
+
+
+def test_result_counts_what_happened(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [
+        ("status", {}),
+        of_run("execution_cached", nodes=["1"]),
+        of_run("executing", node="2"),
+        of_run("progress", node="2", value=1, max=2),
+        of_run("progress", node="2", value=2, max=2),
+        ("executing", {"prompt_id": "another", "node": "9"}),
+        of_run("execution_success"),
+        END,
+    ]
+    events: list[Event] = []
+    result = client.run({}, events.append)
+    assert (result.executed, result.cached, result.progress["2"]) == (["2"], ["1"], 2)
+    assert [event.kind for event in events].count("executing") == 2  # none of the other run
+
+
+def test_images_texts_and_previews_are_fetched(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [END]
+    saved = {"filename": "red", "subfolder": "", "type": "output"}
+    shown = {"filename": "blue", "subfolder": "", "type": "temp"}
+    scripted.outputs = {"2": {"images": [saved, shown], "text": ["31.5 dB"]}}
+    result = client.run({})
+    assert result.images["2"][0].getpixel((0, 0)) == (255, 0, 0)
+    assert result.previews["2"][0].getpixel((0, 0)) == (0, 0, 255)
+    assert result.texts == {"2": ["31.5 dB"]}
+
+
+def test_failed_node_is_named(scripted: Scripted, client: Client) -> None:
+    failure = {"node_id": "4", "node_type": "PivotEditSampler", "exception_message": "Expected a, got b\n"}
+    scripted.messages = [of_run("execution_error", **failure)]
+    with pytest.raises(ServerError, match=r"^node 4 \(PivotEditSampler\): Expected a, got b$"):
+        client.run({})
+
+
+def test_closed_connection_is_an_error(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [("close", {})]
+    with pytest.raises(ServerError, match="closed the connection"):
+        client.run({})
+
+
+def test_upload_gives_the_name_for_load_image(scripted: Scripted, client: Client) -> None:
+    assert client.upload(Image.new("RGB", (2, 2)), "scene.png") == "scene.png"
+    assert scripted.uploads == ["scene.png"]
+
+
+def test_unreachable_server_is_one_line() -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as client:
+        with pytest.raises(ServerError, match="cannot be reached") as caught:
+            client.run({})
+    assert "\n" not in str(caught.value)
+
+
+def test_silent_server_times_out(scripted: Scripted) -> None:
+    with Client(scripted.url, timeout=0.2) as client:
+        with pytest.raises(ServerError, match="silent"):
+            client.run({})
+
+
+def test_not_found_is_an_error(client: Client) -> None:
+    with pytest.raises(ServerError, match="GET /system_stats was refused with status 404"):
+        client.system_stats()
+
+
+def test_refusal_names_the_node() -> None:
+    wrong = {"message": "Invalid image file", "details": "image: missing.png"}
+    nodes = {"3": {"class_type": "LoadImage", "errors": [wrong]}}
+    body = json.dumps({"error": {"message": "failed validation"}, "node_errors": nodes}).encode()
+    error = refusal("POST /prompt", 400, body)
+    assert str(error) == "node 3 (LoadImage): Invalid image file: image: missing.png"
+
+
+def test_refusal_without_nodes_keeps_the_message() -> None:
+    body = b'{"error": {"message": "no outputs", "extra_info": {}}, "node_errors": {}}'
+    assert str(refusal("POST /prompt", 400, body)) == "no outputs"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"error": "text"}', b'{"node_errors": []}'])
+def test_refusal_survives_any_body(body: bytes) -> None:
+    assert "status 500" in str(refusal("GET /", 500, body))
+
+
+def test_interrupt_is_an_error_of_its_own() -> None:
+    with pytest.raises(Interrupted):
+        raise_failure(Event("execution_interrupted", {"node_id": "4", "node_type": "KSampler"}))
