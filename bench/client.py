@@ -234,9 +234,7 @@ def refusal(request: str, status: int, body: bytes) -> ServerError:
     try:
         answer = json.loads(body)
         for node_id, node in answer.get("node_errors", {}).items():
-            errors = [
-                ": ".join(filter(None, (error["message"], error["details"]))) for error in node["errors"]
-            ]
+            errors = [": ".join(filter(None, (error["message"], error["details"]))) for error in node["errors"]]
             return ServerError("; ".join(errors), node_id, node["class_type"])
         error = answer["error"]
         extra = error.get("extra_info") or {}

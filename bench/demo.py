@@ -96,6 +96,8 @@ def make_job(options: argparse.Namespace) -> Job:
     if not options.checkpoint:
         return job
     path = pathlib.Path(options.checkpoint).expanduser()
+    if path.is_absolute() and not path.is_file():
+        raise DemoError(f"no checkpoint file at {path}")
     if path.is_file():
         return dataclasses.replace(job, checkpoint=path.name, folder=path.absolute().parent)
     return dataclasses.replace(job, checkpoint=options.checkpoint)
@@ -161,9 +163,7 @@ class Progress:
     """Shows a run in the terminal: a live bar for the node at work, a line for each that took a while."""
 
     def __init__(self, graph: Graph) -> None:
-        self.titles = {
-            node: entry.get("_meta", {}).get("title", entry["class_type"]) for node, entry in graph.items()
-        }
+        self.titles = {node: entry.get("_meta", {}).get("title", entry["class_type"]) for node, entry in graph.items()}
         self.live = sys.stdout.isatty()
         self.node: str | None = None
         self.steps = ""
@@ -298,9 +298,7 @@ def cells(job: Job, pictures: dict[str, Image.Image], report: dict[str, Any]) ->
     found = [
         Cell(pictures["source"], "source"),
         Cell(pictures["autoencoder"], "autoencoder", closeness(report["vae_psnr"], "source")),
-        Cell(
-            pictures["reconstruction"], "reconstruction", closeness(report["reconstruction_psnr"], "source")
-        ),
+        Cell(pictures["reconstruction"], "reconstruction", closeness(report["reconstruction_psnr"], "source")),
         Cell(pictures["uncontrolled"], plain, closeness(uncontrolled["truth_psnr"])),
         Cell(pictures["edit"], "edit", closeness(report["truth_psnr"])),
     ]
@@ -351,9 +349,7 @@ def run(options: argparse.Namespace) -> None:
     }
     report |= figures(job, pictures)
     report |= {"seconds": round(time.monotonic() - began, 1), **facts}
-    report["versions"] = {
-        key: system[key] for key in ("comfyui_version", "pytorch_version", "python_version")
-    }
+    report["versions"] = {key: system[key] for key in ("comfyui_version", "pytorch_version", "python_version")}
     write(job, pictures, report)
     show(job, report)
 

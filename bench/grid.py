@@ -65,9 +65,7 @@ class Sheet:
             self._cell(sheet, pen, cell, x, top + row * (self.size + self.caption + self.gap // 2))
         return sheet
 
-    def _wrapped(
-        self, name: str, prompt: str, marked: set[int], color: str
-    ) -> Iterator[list[tuple[float, str, str]]]:
+    def _wrapped(self, name: str, prompt: str, marked: set[int], color: str) -> Iterator[list[tuple[float, str, str]]]:
         """Lines of (x, word, background) for one prompt behind its name; `color` marks the changed words."""
         space = self.title_font.getlength(" ")
         start = self.gap + self.title_font.getlength("source") + 3 * space

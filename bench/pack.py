@@ -16,9 +16,7 @@ def load_pack() -> None:
     """Import the repository's folder as package `pivot_edit`; nothing is installed, and twice is once."""
     if NAME in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(
-        NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     if spec is None or spec.loader is None:
         raise ImportError(f"the pack cannot be imported from {ROOT}")
     module = importlib.util.module_from_spec(spec)

@@ -79,7 +79,9 @@ def to_api(page: dict[str, Any], known: dict[str, Any]) -> Graph:
     graph: Graph = {}
     for node in page["nodes"]:
         declared = known[node["type"]]["inputs"]
-        values = dict(zip([name for name in declared if _is_widget(declared[name])], node["widgets_values"]))
+        values = dict(
+            zip([name for name in declared if _is_widget(declared[name])], node["widgets_values"], strict=True)
+        )
         linked = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"]}
         graph[str(node["id"])] = {
             "class_type": node["type"],
@@ -102,7 +104,7 @@ def _page_node(key: str, node: dict[str, Any], known: dict[str, Any], place: lis
             inputs.append({"name": name, "type": _type(spec), "link": None})
     outputs = [
         {"name": name, "type": kind, "links": [], "slot_index": slot}
-        for slot, (name, kind) in enumerate(zip(declared["names"], declared["outputs"]))
+        for slot, (name, kind) in enumerate(zip(declared["names"], declared["outputs"], strict=True))
     ]
     return {
         "id": int(key),
@@ -145,12 +147,7 @@ def _height(node: dict[str, Any], known: dict[str, Any]) -> int:
 
 
 def _is_link(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-    )
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 def _type(spec: Any) -> str:

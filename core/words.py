@@ -54,10 +54,7 @@ class Prompt:
                 f"Its words are: {there}.",
             )
         return tuple(
-            column
-            for start in starts
-            for word in self.words[start : start + len(wanted)]
-            for column in word.core
+            column for start in starts for word in self.words[start : start + len(wanted)] for column in word.core
         )
 
 

@@ -96,7 +96,15 @@ class EditGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds({"positive": merged, "target": target, "negative": uncond})
         self.set_cfg(cfg)
 
-    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
+    def sample(
+        self,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        sampler: Any,
+        sigmas: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """One run; refuses samplers that would leave the trajectory, and latents of another size."""
         check_sampler(sampler)
         batch = self.trajectory.batch
@@ -112,7 +120,11 @@ class EditGuider(comfy.samplers.CFGGuider):
         return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def predict_noise(
-        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None, seed: Any = None
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: Any = None,
     ) -> torch.Tensor:
         """denoised [2 B, C, H, W] of [source; target] rows."""
         options = model_options or {}
@@ -153,7 +165,12 @@ class EditGuider(comfy.samplers.CFGGuider):
         return cond, uncond
 
     def _run(
-        self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], names: tuple[Any, Any], rows: slice
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        options: dict[str, Any],
+        names: tuple[Any, Any],
+        rows: slice,
     ) -> list[torch.Tensor]:
         """The host's own batch of conditional and unconditional texts over a slice of the rows."""
         announced = self._announce(rows)

@@ -58,7 +58,9 @@ def place_of(sigma: float, levels: torch.Tensor) -> Place:
     return Place(step, steps, sigma)
 
 
-def _around_unet(executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any, options: Any, **kw: Any) -> Any:
+def _around_unet(
+    executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any, options: Any, **kw: Any
+) -> Any:
     """The wrapper: with controllers and announced rows, the call runs on patched options; otherwise as it is."""
     return executor(x, timesteps, context, y, control, _patched(executor.class_obj, options), **kw)
 

@@ -22,9 +22,7 @@ def encode(clip: Any, text: str) -> Conditioning:
 def check_clip(clip: Any) -> None:
     """Raise PivotError unless `clip` is a text encoder with CLIP tokens."""
     if clip is None:
-        raise PivotError(
-            "a CLIP model", "none", "Connect the CLIP of a checkpoint that contains a text encoder."
-        )
+        raise PivotError("a CLIP model", "none", "Connect the CLIP of a checkpoint that contains a text encoder.")
     if not _tokenizers(clip):
         raise PivotError(
             "a text encoder with CLIP tokens (SD1.x, SD2.x, SDXL)",
@@ -37,7 +35,9 @@ def check_prompt(text: str, what: str) -> str:
     """Return the prompt; raise PivotError when it is empty."""
     if not text.strip():
         raise PivotError(
-            f"a {what} prompt", "an empty text", "Describe the picture in a few words, e.g. 'a cat on a sofa'."
+            f"a {what} prompt",
+            "an empty text",
+            "Describe the picture in a few words, e.g. 'a cat on a sofa'.",
         )
     return text
 
@@ -92,9 +92,7 @@ def _split(text: str) -> list[str]:
     """Whitespace words with ComfyUI's weight syntax taken off."""
     from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
-    return [
-        word for part, _ in token_weights(escape_important(text), 1.0) for word in unescape_important(part).split()
-    ]
+    return [word for part, _ in token_weights(escape_important(text), 1.0) for word in unescape_important(part).split()]
 
 
 def _parts(word: str) -> tuple[str, str, str]:

@@ -54,9 +54,7 @@ class InversionSampler(comfy.samplers.Sampler):
             if callback is not None:
                 callback(i, denoised, x, steps)
 
-        latents = invert(
-            _denoiser(model_wrap, extra_args), latent_image, self.sigmas, self.evaluation, on_step
-        )
+        latents = invert(_denoiser(model_wrap, extra_args), latent_image, self.sigmas, self.evaluation, on_step)
         self.latents = latents.float().cpu()
         return latents[-1]
 
@@ -121,7 +119,10 @@ def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise PivotError(
-            f"a latent of {channels} channels", f"{samples.shape[1]}", "Encode with the model's own VAE.", where
+            f"a latent of {channels} channels",
+            f"{samples.shape[1]}",
+            "Encode with the model's own VAE.",
+            where,
         )
     return check_finite(samples, "the latent", where)
 
@@ -138,9 +139,7 @@ def run_inversion(
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(source, source)
     guider.set_cfg(1.0)
-    guider.sample(
-        torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0
-    )
+    guider.sample(torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0)
     assert sampler.latents is not None
     return Trajectory(sigmas, sampler.latents, "ddim", fingerprint(model), conditioning_fingerprint(source))
 

@@ -34,13 +34,21 @@ class PivotPromptToPrompt(io.ComfyNode):
                     tooltip="replace: swap words one for one (equal word counts); refine: add or remove words; "
                     "auto: replace where the counts agree, else refine.",
                 ),
-                _fraction("cross_start", 0.0, "When cross-attention edits begin, as a fraction of the steps. Usually 0."),
+                _fraction(
+                    "cross_start",
+                    0.0,
+                    "When cross-attention edits begin, as a fraction of the steps. Usually 0.",
+                ),
                 _fraction(
                     "cross_end",
                     0.8,
                     "When cross-attention edits end. Higher keeps more of the source's layout; 0.4 to 0.8.",
                 ),
-                _fraction("self_start", 0.0, "When self-attention edits begin, as a fraction of the steps. Usually 0."),
+                _fraction(
+                    "self_start",
+                    0.0,
+                    "When self-attention edits begin, as a fraction of the steps. Usually 0.",
+                ),
                 _fraction(
                     "self_end",
                     0.4,

@@ -71,9 +71,7 @@ class PivotDDIMInversion(io.ComfyNode):
         evaluation: str,
         check_reconstruction: bool,
     ) -> io.NodeOutput:
-        trajectory, psnr, report = invert_latent(
-            model, latent, source, steps, levels, evaluation, check_reconstruction
-        )
+        trajectory, psnr, report = invert_latent(model, latent, source, steps, levels, evaluation, check_reconstruction)
         return io.NodeOutput(trajectory, psnr, report, ui=ui.PreviewText(report))
 
 

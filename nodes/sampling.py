@@ -17,7 +17,13 @@ class PivotEditSampler(io.ComfyNode):
             category=CATEGORY,
             description="Makes the edit: replays the inversion once for the source and once for the target prompt, "
             "side by side, and gives both. The reconstruction shows what the inversion itself has lost.",
-            search_aliases=["edit image", "replay", "direct inversion", "negative prompt inversion", "pnp inversion"],
+            search_aliases=[
+                "edit image",
+                "replay",
+                "direct inversion",
+                "negative prompt inversion",
+                "pnp inversion",
+            ],
             inputs=edit_inputs(),
             outputs=[
                 io.Latent.Output(display_name="edited"),

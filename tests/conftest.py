@@ -1,4 +1,4 @@
-"""Loads the pack under the name `pivot_edit`, as ComfyUI loads it under a name of its own: nothing is installed."""
+"""Loads the pack as `pivot_edit`, as ComfyUI loads it under a name of its own; nothing is installed."""
 
 from bench.pack import load_pack
 

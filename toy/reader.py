@@ -513,8 +513,7 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
         length = picture.shape[axis]
         padded = np.pad(picture, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
         picture = sum(
-            weight * padded.take(range(k, k + length), axis=axis)
-            for k, weight in enumerate(weights / weights.sum())
+            weight * padded.take(range(k, k + length), axis=axis) for k, weight in enumerate(weights / weights.sum())
         )
     return picture.astype(np.float32)
 

@@ -131,9 +131,7 @@ PROMISED = frozenset({"wants", "source_after", "name", "label", "uncond", "pinne
 def test_everything_public_is_described(folder: str) -> None:
     paths = sorted((ROOT / folder).rglob("*.py"))
     assert paths
-    assert {
-        path.name: missing for path in paths if (missing := undescribed(path.read_text(), PROMISED))
-    } == {}
+    assert {path.name: missing for path in paths if (missing := undescribed(path.read_text(), PROMISED))} == {}
 
 
 def test_a_missing_description_is_found() -> None:

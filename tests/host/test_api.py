@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import graphs
 import numpy as np
 import pytest
 
+import graphs
 from bench.client import Client
 
 pytestmark = pytest.mark.server

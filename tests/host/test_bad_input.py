@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import graphs
 import pytest
 
+import graphs
 from bench.client import Client, Graph, ServerError
 
 pytestmark = pytest.mark.server
@@ -137,4 +137,7 @@ def test_nothing_is_lost_after_a_refusal(client: Client) -> None:
     with pytest.raises(ServerError):
         client.run(other_model(graphs.starter(client, steps=4)))
     again = client.run(good)
-    assert set(again.cached) >= {graphs.node(good, "PivotDDIMInversion"), graphs.node(good, "PivotEditSampler")}
+    assert set(again.cached) >= {
+        graphs.node(good, "PivotDDIMInversion"),
+        graphs.node(good, "PivotEditSampler"),
+    }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import unets
 import pytest
 import torch
+
+import unets
 from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
@@ -58,22 +59,16 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
-    return {
-        name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))
-    }
+    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))}
 
 
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(
-            model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False
-        )[0]
+        return invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False)[0]
 
 
-def run(
-    model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0
-) -> Any:
+def run(model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0) -> Any:
     edited, back, report = edit(model, trajectory, **texts, cfg=cfg, correction=correction)
     return edited["samples"], back["samples"], report
 
@@ -108,14 +103,10 @@ def test_the_controller_changes_the_target_and_not_the_source(model, trajectory,
 
 @pytest.mark.parametrize("mode", ["replace", "refine"])
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
-def test_identical_prompts_give_the_source_back_bit_for_bit(
-    model, trajectory, texts, mode, correction
-) -> None:
+def test_identical_prompts_give_the_source_back_bit_for_bit(model, trajectory, texts, mode, correction) -> None:
     """Source and target rows coincide, except that a pinned source row is exact where DDIM only comes near."""
     same = {**texts, "target": texts["source"]}
-    edited, back, _ = run(
-        p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, correction
-    )
+    edited, back, _ = run(p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, correction)
     if correction == "direct":
         pytest.skip("the target is not pinned: covered by test_the_target_of_direct_is_plain_guidance")
     assert torch.equal(edited, back)
@@ -198,9 +189,7 @@ def test_pag_runs_beside_the_controller(model, trajectory, texts) -> None:
 
 
 def test_rows_are_only_run_where_somebody_reads_them(model, trajectory, texts) -> None:
-    reports = {
-        name: run(p2p(model), trajectory, texts, name)[2] for name in ("none", "negative_prompt", "direct")
-    }
+    reports = {name: run(p2p(model), trajectory, texts, name)[2] for name in ("none", "negative_prompt", "direct")}
     assert "4.00 UNet rows" in reports["none"] and "3.00 UNet rows" in reports["negative_prompt"]
     window = min(int(0.8 * (trajectory.steps + 1)), trajectory.steps)
     assert f"{2 + window / trajectory.steps:.2f} UNet rows" in reports["direct"]
@@ -247,9 +236,7 @@ def test_a_b_a_gives_a(model, trajectory, texts) -> None:
 
 
 def test_inversion_is_deterministic_and_keeps_the_encoders_latent(model, texts, trajectory) -> None:
-    again = invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False)[
-        0
-    ]
+    again = invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False)[0]
     assert torch.equal(again.latents, trajectory.latents)
     assert torch.equal(again.latents[0], model.model.process_latent_in(unets.latent(16, 24)["samples"]))
 
@@ -258,8 +245,7 @@ def test_a_batch_is_the_same_as_single_pictures(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
     single = {"samples": batch["samples"][1:]}
     both, one = (
-        invert_latent(model, x, texts["source"], 2, "reference", "reference", False)[0]
-        for x in (batch, single)
+        invert_latent(model, x, texts["source"], 2, "reference", "reference", False)[0] for x in (batch, single)
     )
     torch.testing.assert_close(both.latents[:, 1:], one.latents, rtol=1e-4, atol=1e-4)
     edits = [run(p2p(model), pivot, texts, cfg=1.5)[0] for pivot in (both, one)]

@@ -119,9 +119,7 @@ def test_every_step_is_the_formula_of_the_paper() -> None:
 
 @few
 @given(st.integers(1, 120), st.sampled_from(["reference", "host"]), st.sampled_from(["reference", "naive"]))
-def test_a_constant_eps_comes_back_exactly_in_any_number_of_steps(
-    steps: int, end: str, evaluation: str
-) -> None:
+def test_a_constant_eps_comes_back_exactly_in_any_number_of_steps(steps: int, end: str, evaluation: str) -> None:
     x0, eps = noise(0, 1, 4, 2, 2), noise(1, 1, 4, 2, 2)
     denoise, sigmas = denoiser(lambda x, sigma: eps), level_table(sd_sigmas(), steps, end)
     there = invert(denoise, x0, sigmas, evaluation)
@@ -202,9 +200,7 @@ def test_a_v_network_gives_the_trajectory_of_its_eps_network() -> None:
         ("naive", "host", torch.cat([LEVELS[1:2], LEVELS[1:-1]])),
     ],
 )
-def test_the_network_sees_the_lower_latent_at_the_chosen_time(
-    evaluation: str, end: str, times: torch.Tensor
-) -> None:
+def test_the_network_sees_the_lower_latent_at_the_chosen_time(evaluation: str, end: str, times: torch.Tensor) -> None:
     seen: list[tuple[torch.Tensor, float]] = []
 
     def net(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -225,14 +221,10 @@ def test_on_step_reports_each_step_with_the_latent_and_the_denoised(evaluation: 
         denoised.append(denoiser(convolution(3))(X, sigma))
         return denoised[-1]
 
-    latents = invert(
-        denoise, noise(0, 1, 4, 2, 2), LEVELS, evaluation, lambda i, x, d: reports.append((i, x, d))
-    )
+    latents = invert(denoise, noise(0, 1, 4, 2, 2), LEVELS, evaluation, lambda i, x, d: reports.append((i, x, d)))
     assert [i for i, _, _ in reports] == list(range(50))
     assert torch.equal(torch.stack([x for _, x, _ in reports]), latents[1:])
-    torch.testing.assert_close(
-        torch.stack([d for _, _, d in reports]), torch.stack(denoised), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(torch.stack([d for _, _, d in reports]), torch.stack(denoised), rtol=0, atol=1e-12)
 
 
 def test_nan_is_an_error_that_names_the_step() -> None:

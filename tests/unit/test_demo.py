@@ -86,6 +86,11 @@ def test_bad_requests_are_one_line(given: dict[str, object], message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_checkpoint_file_is_named(photo: str) -> None:
+    with pytest.raises(DemoError, match="no checkpoint file at /nowhere/sd15.safetensors"):
+        demo.make_job(options(image=photo, source="a", target="b", checkpoint="/nowhere/sd15.safetensors"))
+
+
 def test_a_file_that_is_no_picture_is_refused(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "photo.png"
     file.write_text("text")
@@ -111,9 +116,7 @@ def test_psnr_is_that_of_the_weighted_pixels() -> None:
     assert demo.psnr(black, half, 1.0 - left) == 100.0
 
 
-@pytest.mark.parametrize(
-    ("word", "inside"), [("blue", False), ("circle", False), ("right", False), ("desert", True)]
-)
+@pytest.mark.parametrize(("word", "inside"), [("blue", False), ("circle", False), ("right", False), ("desert", True)])
 def test_the_part_that_must_be_kept_follows_the_edited_word(word: str, inside: bool) -> None:
     kinds = {"blue": "red", "circle": "star", "right": "left", "desert": "meadow"}
     job = demo.scene_job(RED_STAR, RED_STAR.replace(kinds[word], word))

@@ -150,9 +150,7 @@ def test_every_requirement_is_pinned() -> None:
         assert lines and all(line.count("==") == 1 for line in lines)
 
 
-def test_users_own_comfyui_is_used_with_its_own_python(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_users_own_comfyui_is_used_with_its_own_python(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = write_host(tmp_path / "Mine")
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     assert (install.user_host(), install.user_python()) == (host, None)
@@ -162,9 +160,7 @@ def test_users_own_comfyui_is_used_with_its_own_python(
     assert install.bench_python() == python
 
 
-def test_pack_inside_custom_nodes_uses_that_comfyui(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pack_inside_custom_nodes_uses_that_comfyui(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = write_host(tmp_path / "Mine")
     monkeypatch.setattr(install, "ROOT", host / "custom_nodes" / "pivot-edit")
     assert install.host_path() == host

@@ -107,9 +107,7 @@ def alignment(columns: int = 77, seed: int = 0, kept: float = 0.3) -> Alignment:
     return Alignment(mapper, (torch.rand(columns, generator=random) < kept).float(), "random", "")
 
 
-def edited_by_maps(
-    call: AttentionCall, mapper: torch.Tensor, own: torch.Tensor, layout: Layout
-) -> torch.Tensor:
+def edited_by_maps(call: AttentionCall, mapper: torch.Tensor, own: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The paper's cross edit: target columns read the source's map through M, or keep their own."""
     maps = probabilities(call.q, call.k, call.heads)
     for target, source in layout.edited:
@@ -175,9 +173,7 @@ def test_repeated_contexts_edit_as_if_they_were_not_repeated(
     """The host repeats contexts of unequal length to their common multiple before the UNet sees them."""
     old, new = lengths
     random = generator(seed)
-    words = Alignment(
-        torch.rand(old, new, generator=random), (torch.rand(new, generator=random) < 0.3).float(), "", ""
-    )
+    words = Alignment(torch.rand(old, new, generator=random), (torch.rand(new, generator=random) < 0.3).float(), "", "")
     short = make_call("cross", layout, seed, columns=max(lengths))
     columns = math.lcm(old, new)
     long_k, long_v = (torch.zeros(len(layout.rows), columns, short.k.shape[2]).double() for _ in "kv")
@@ -196,10 +192,8 @@ def test_repeated_contexts_edit_as_if_they_were_not_repeated(
     assert_exact(PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend()), expected)
 
 
-@pytest.mark.parametrize(("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (154, (77, 231))])
-def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(
-    columns: int, lengths: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize(("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))])
+def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(columns: int, lengths: tuple[int, int]) -> None:
     words = Alignment(torch.zeros(lengths), torch.zeros(lengths[1]), "", "")
     with pytest.raises(PivotError, match=f"of {lengths[0]} and {lengths[1]} tokens, but got {columns}"):
         PromptToPrompt(words)(make_call("cross", columns=columns), Attend())
@@ -208,16 +202,12 @@ def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(
 @pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["replace", "refine"])
-def test_half_precision_is_within_twice_the_error_of_plain_attention(
-    kind: Kind, dtype: torch.dtype, mode: str
-) -> None:
+def test_half_precision_is_within_twice_the_error_of_plain_attention(kind: Kind, dtype: torch.dtype, mode: str) -> None:
     words = PromptPair(prompt("a cat on a sofa"), prompt("a trooper-3 on a sofa")).align(mode)
     ours, theirs = 0.0, 0.0
     for seed in range(10):
         call = make_call(kind, seed=seed, heads=4, width=8, queries=(4, 4), dtype=dtype)
-        exact = (
-            edited_by_maps(call, words.mapper, words.own, TWO) if kind == "cross" else self_by_maps(call, TWO)
-        )
+        exact = edited_by_maps(call, words.mapper, words.own, TWO) if kind == "cross" else self_by_maps(call, TWO)
         out = PromptToPrompt(words)(call, Attend())
         assert out.dtype == dtype
         ours += (out.double() - exact)[3].square().mean().item()
@@ -262,9 +252,7 @@ def test_closed_windows_hand_on_the_very_same_call_once(kind: Kind, dtype: torch
     assert torch.equal(out, plain(call))
 
 
-@pytest.mark.parametrize(
-    "rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, 0)) * 2]
-)
+@pytest.mark.parametrize("rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, 0)) * 2])
 def test_rows_without_a_source_or_without_condition_are_nobodys_edit(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(make_call("cross"), rows=rows), Attend()
     PromptToPrompt(alignment())(call, attend)

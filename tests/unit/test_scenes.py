@@ -207,11 +207,7 @@ def test_a_background_change_leaves_the_object(seed: int) -> None:
 def test_changes_commute_and_undo_themselves() -> None:
     scene = Scene.sample(10_000_000).change(color="red", shape="star")
     there = scene.change(color="blue").change(shape="circle")
-    assert (
-        there
-        == scene.change(shape="circle").change(color="blue")
-        == scene.change(color="blue", shape="circle")
-    )
+    assert there == scene.change(shape="circle").change(color="blue") == scene.change(color="blue", shape="circle")
     assert there.change(color="red", shape="star") == scene
 
 
@@ -232,9 +228,7 @@ def test_every_word_has_its_mask(seed: int) -> None:
     for kind, word in words(scene).items():
         mask = scene.mask(word)
         assert mask.shape == (SIZE, SIZE) and np.issubdtype(mask.dtype, np.floating)
-        assert np.array_equal(
-            mask, scene.object_mask() if kind in OBJECT_WORDS else 1.0 - scene.object_mask()
-        )
+        assert np.array_equal(mask, scene.object_mask() if kind in OBJECT_WORDS else 1.0 - scene.object_mask())
 
 
 @pytest.mark.parametrize("word", ["orange", "at", ""])

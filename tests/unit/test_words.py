@@ -11,9 +11,7 @@ from reference import few, longest_common_subsequence, prompt
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Alignment, Prompt, PromptPair, align_refine, align_replace
 
-SILVER = PromptPair(
-    prompt("a cat sitting next to a mirror"), prompt("a silver cat sculpture sitting next to a mirror")
-)
+SILVER = PromptPair(prompt("a cat sitting next to a mirror"), prompt("a silver cat sculpture sitting next to a mirror"))
 
 texts = st.lists(st.sampled_from("a b c d ee-2 ff-3 gg-4".split()), min_size=1, max_size=12).map(" ".join)
 long_texts = st.lists(st.sampled_from("a b ee-2 gg-4".split()), min_size=1, max_size=60).map(" ".join)

@@ -44,16 +44,24 @@ async def comfy_entrypoint():
             import comfy.supported_models
 
             config = comfy.supported_models.SD3(
-                {"in_channels": 16, "pos_embed_scaling_factor": None, "depth": 2, "input_size": 8,
-                 "adm_in_channels": 64, "context_embedder_config": {"target": "torch.nn.Linear",
-                 "params": {"in_features": 64, "out_features": 128}}, "num_patches": 64, "pos_embed_max_size": 8,
-                 "patch_size": 2}
+                {
+                    "in_channels": 16,
+                    "pos_embed_scaling_factor": None,
+                    "depth": 2,
+                    "input_size": 8,
+                    "adm_in_channels": 64,
+                    "context_embedder_config": {
+                        "target": "torch.nn.Linear",
+                        "params": {"in_features": 64, "out_features": 128},
+                    },
+                    "num_patches": 64,
+                    "pos_embed_max_size": 8,
+                    "patch_size": 2,
+                }
             )
             config.set_inference_dtype(torch.float32, None)
             model = config.get_model({}, "", device=torch.device("cpu"))
-            return io.NodeOutput(
-                comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-            )
+            return io.NodeOutput(comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu")))
 
     class BadNodes(ComfyExtension):
         async def get_node_list(self):

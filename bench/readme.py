@@ -1,0 +1,103 @@
+"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--check]`.
+
+Figures come from `docs/figures/*.json`, which `python -m toy.evaluate --json` and `make demo` write; numbers are
+never typed into README by hand, and `tests/contract/test_readme.py` compares.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+from bench.pack import NAME, part
+
+ROOT = pathlib.Path(__file__).absolute().parent.parent
+README = ROOT / "README.md"
+FIGURES = ROOT / "docs" / "figures"
+
+
+def methods() -> str:
+    """One row for each controller and correction, with the paper that its file names."""
+    rows = ["| method | where | what it does | paper |", "|---|---|---|---|"]
+    for kind in part("attention").CONTROLLERS:
+        rows.append(_method_row(kind, "P2P Attention Controller", _summary(kind)))
+    for correction in part("inversion").CORRECTIONS.values():
+        rows.append(_method_row(type(correction), f"Edit Sampler, `{correction.name}`", correction.label))
+    return "\n".join(rows)
+
+
+def _method_row(kind: type, where: str, what: str) -> str:
+    module = importlib.import_module(kind.__module__)
+    name = kind.__module__.removeprefix(f"{NAME}.")
+    paper = re.search(r"\(([^()]*?), arXiv ([\d.]+)", module.__doc__ or "")
+    if paper is None:
+        raise ValueError(f"{name} names no paper in its docstring")
+    link = f"[{paper[1].split(';')[0]}](https://arxiv.org/abs/{paper[2]})"
+    return f"| `{name}` | {where} | {what} | {link} |"
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def nodes() -> str:
+    """One row for each node: id, name, inputs and outputs, from the frozen contract."""
+    contract = json.loads((ROOT / "tests" / "contract" / "nodes.json").read_text())
+    rows = ["| node | inputs | outputs |", "|---|---|---|"]
+    for node, (inputs, outputs) in contract.items():
+        rows.append(f"| `{node}` | {', '.join(inputs) or '-'} | {', '.join(outputs)} |")
+    return "\n".join(rows)
+
+
+def toy() -> str:
+    """The toy model's figures against their bars."""
+    from toy.evaluate import report
+
+    figures = _figures("toy.json")
+    return f"{report(figures)}\n\n{figures['count']} pictures, cfg {figures['cfg']:g}, 50 steps."
+
+
+def demo() -> str:
+    """The demo's report: the picture's own figures."""
+    figures = _figures("demo.json")
+    rows = ["| figure | value |", "|---|---|"]
+    names = {
+        "vae_psnr": "autoencoder round trip against the source",
+        "reconstruction_psnr": "reconstruction against the source",
+        "background_psnr": "edit against the source outside the object",
+        "truth_psnr": "edit against the true edit",
+    }
+    rows += [f"| {text} | {figures[key]:.2f} dB |" for key, text in names.items()]
+    rows.append(f"| every word of the target read back from the edit | {'yes' if figures['edit_success'] else 'no'} |")
+    return "\n".join(rows)
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((FIGURES / name).read_text())
+    return figures
+
+
+def filled(text: str) -> str:
+    """README with every marked section made anew."""
+    for name, make in (("methods", methods), ("toy", toy), ("demo", demo), ("nodes", nodes)):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        section = make()
+        text, found = re.subn(pattern, lambda m, s=section: f"{m[1]}{s}\n{m[2]}", text, flags=re.S)
+        if found != 1:
+            raise ValueError(f"README needs one section <!-- {name} -->")
+    return text
+
+
+def main() -> None:
+    made = filled(README.read_text())
+    if "--check" in sys.argv and made != README.read_text():
+        raise SystemExit("README.md is out of date: run python -m bench.readme")
+    README.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
