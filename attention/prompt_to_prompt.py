@@ -58,7 +58,7 @@ class PromptToPrompt:
         mapped = torch.einsum("st,rtc->rsc", mapper, call.v[targets].to(mapper.dtype))
         edited[targets] = mapped.to(call.v.dtype)
         out = attend(_with_source_maps(call.replace(call.q, call.k, edited), pairs))
-        if own.any():
+        if self.alignment.own.any():
             kept = call.v[targets] * own[:, None].to(call.v.dtype)
             out = out.clone()
             out[targets] += call.fused(call.q[targets], call.k[targets], kept)

@@ -12,6 +12,7 @@ import torch
 
 from .errors import PivotError
 
+CHUNK = 77
 MODES = ("auto", "replace", "refine")
 _PUNCTUATION = "\"'`.,;:!?()[]{}<>…“”‘’«»、。，！？；：（）-–—"
 
@@ -102,7 +103,8 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
     """Words one by one: k source tokens share their attention over m target tokens (identity where k = m).
 
     Every row of the mapper sums to 1, so no attention is lost or invented: the references' mapper misaligns
-    everything after a word whose token count changes (METHODS 3.5), this one does not.
+    everything after a word whose token count changes (METHODS 3.5), this one does not. Padding that the target
+    has no room for goes to its last column.
     """
     mapper = torch.zeros(len(source.tokens), len(target.tokens))
     changed = []
@@ -110,14 +112,19 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
         _share(mapper, old.columns, new.columns)
         if bare(old.text) != bare(new.text):
             changed.append(f"{old.text} -> {new.text} replaced")
-    _map_specials(mapper, source, target)
+    surplus, _ = _map_specials(mapper, source, target)
+    mapper[surplus, -1] = 1.0
     kept = len(source.words) - len(changed)
     note = "; ".join([*changed, f"{kept} words kept"])
     return Alignment(mapper, torch.zeros(len(target.tokens)), "replace", note)
 
 
 def align_refine(source: Prompt, target: Prompt) -> Alignment:
-    """Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0): new columns keep their own attention."""
+    """Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0): new columns keep their own attention.
+
+    Padding reads padding of the same position. The references read whatever stands there, which are words of the
+    source when the target is shorter (METHODS 3.6).
+    """
     old = [column for word in source.words for column in word.columns]
     new = [column for word in target.words for column in word.columns]
     pairs = _needleman_wunsch([source.tokens[i] for i in old], [target.tokens[j] for j in new])
@@ -127,7 +134,8 @@ def align_refine(source: Prompt, target: Prompt) -> Alignment:
     for i, j in pairs:
         mapper[old[i], new[j]] = 1.0
         own[new[j]] = 0.0
-    _map_specials(mapper, source, target)
+    _, unmatched = _map_specials(mapper, source, target)
+    own[unmatched] = 1.0
     return Alignment(mapper, own, "refine", _explain_refine(source, target, mapper, own))
 
 
@@ -139,17 +147,26 @@ def _share(mapper: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> 
         mapper[column, list(new)] = 1.0 / len(new)
 
 
-def _special_columns(prompt: Prompt) -> list[int]:
-    """Begin tokens, end tokens and padding, in order."""
+def _specials(prompt: Prompt) -> list[list[int]]:
+    """Columns without words, chunk by chunk: the begin token, the end token, then padding."""
     words = {column for word in prompt.words for column in word.columns}
-    return [column for column in range(len(prompt.tokens)) if column not in words]
+    starts = range(0, len(prompt.tokens), CHUNK)
+    return [[c for c in range(start, start + CHUNK) if c not in words and c < len(prompt.tokens)] for start in starts]
 
 
-def _map_specials(mapper: torch.Tensor, source: Prompt, target: Prompt) -> None:
-    """Begin to begin, end to end, n-th padding to n-th padding; what is left over to the last padding."""
-    old, new = _special_columns(source), _special_columns(target)
-    for place, column in enumerate(old):
-        mapper[column, new[min(place, len(new) - 1)]] = 1.0
+def _map_specials(mapper: torch.Tensor, source: Prompt, target: Prompt) -> tuple[list[int], list[int]]:
+    """Chunk by chunk, begin to begin and end to end, padding from the last column back (equal positions).
+
+    Returns the source's and the target's special columns that have no partner.
+    """
+    old, new = _specials(source), _specials(target)
+    for mine, theirs in zip(old, new, strict=False):
+        pairs = [*zip(mine[:2], theirs[:2], strict=True), *zip(mine[:1:-1], theirs[:1:-1], strict=False)]
+        for i, j in pairs:
+            mapper[i, j] = 1.0
+    alone_old = [i for chunk in old for i in chunk if not mapper[i].any()]
+    alone_new = [j for chunk in new for j in chunk if not mapper[:, j].any()]
+    return alone_old, alone_new
 
 
 def _needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:

@@ -140,7 +140,8 @@ def run_inversion(
     guider.set_conds(source, source)
     guider.set_cfg(1.0)
     guider.sample(torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0)
-    assert sampler.latents is not None
+    if sampler.latents is None:
+        raise PivotError("an inversion that ran", "none", "Remove patches that replace the sampling function.", where)
     return Trajectory(sigmas, sampler.latents, "ddim", fingerprint(model), conditioning_fingerprint(source))
 
 
