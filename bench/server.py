@@ -210,6 +210,18 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def put_example(path: pathlib.Path) -> None:
+    """Draw the picture that the shipped workflow names and describes, unless there is one already."""
+    import numpy as np
+    from PIL import Image
+
+    from toy.scenes import scene_from_caption
+
+    if not path.exists():
+        picture = scene_from_caption("a striped red star at the left of a meadow", 10_000_001).render()
+        Image.fromarray((picture * 255.0).round().astype(np.uint8)).save(path)
+
+
 def main() -> int:
     """`make comfy`: run the server until Ctrl-C; its folders stay in `.run/comfy`."""
     parser = argparse.ArgumentParser(prog="python -m bench.server")
@@ -218,6 +230,7 @@ def main() -> int:
     stop_on_signals()
     try:
         with Server(options.port, base=RUN / "comfy") as server:
+            put_example(server.base / "input" / "example.png")
             print(f"ComfyUI with Pivot Edit: {server.url} (Ctrl-C stops it)", flush=True)
             print(f"its input and output folders: {server.base}", flush=True)
             while True:

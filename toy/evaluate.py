@@ -1,6 +1,7 @@
 """The toy model's bars on held-out scenes: `python -m toy.evaluate [--count 256] [--json FILE]`.
 
 Everything runs through ComfyUI's own VAE, CLIP and sampler classes, as the stock nodes call them:
+* reader: clean held-out renders of which every word is read back, the judge's own accuracy;
 * autoencoder: round trip of held-out renders, mean PSNR;
 * samples: pictures of held-out captions, 50 DDIM steps (`euler` on `ddim_uniform`), read back word by word;
 * inversion: DDIM inversion and back at guidance 1, 50 steps, decoded, against the autoencoder's own round trip.
@@ -23,6 +24,7 @@ from toy.scenes import WORDS, Scene
 HELD_OUT = 20_000_000
 BATCH = 16
 BARS = {
+    "reader": 0.99,
     "autoencoder_psnr": 32.0,
     "color": 0.97,
     "background": 0.97,
@@ -106,13 +108,17 @@ def round_trips(model: Any, clip: Any, vae: Any, count: int) -> tuple[float, flo
 def evaluate(count: int, cfg: float) -> tuple[dict[str, Any], np.ndarray]:
     """All figures, and the sampled pictures [count, 128, 128, 3]."""
     from bench.pack import part
+    from toy import reader
 
     began = time.time()
+    renders = range(HELD_OUT + 2_000_000, HELD_OUT + 2_000_000 + count)
+    read_right = reader.accuracy(reader.DEGRADATIONS["clean"], renders)["all"]
     with torch.inference_mode():
         model, clip, vae = part("toy.loader").load()
         accuracy, pictures = read_back(model, clip, vae, count, cfg)
         vae_psnr, inversion_psnr = round_trips(model, clip, vae, min(count, 64))
-    figures = {"autoencoder_psnr": vae_psnr, **accuracy, "inversion_gap": vae_psnr - inversion_psnr}
+    figures = {"reader": read_right, "autoencoder_psnr": vae_psnr, **accuracy}
+    figures["inversion_gap"] = vae_psnr - inversion_psnr
     return {"count": count, "cfg": cfg, **figures, "seconds": round(time.time() - began)}, pictures
 
 
@@ -120,7 +126,7 @@ def report(figures: dict[str, Any]) -> str:
     """The figures against their bars, as a Markdown table."""
     lines = ["| figure | value | bar |", "|---|---|---|"]
     for name, bar in BARS.items():
-        share = name in WORDS
+        share = name in WORDS or name == "reader"
         value = f"{100 * figures[name]:.1f} %" if share else f"{figures[name]:.2f} dB"
         wanted = f">= {100 * bar:.0f} %" if share else f"{'<=' if name == 'inversion_gap' else '>='} {bar:g} dB"
         lines.append(f"| {name.replace('_', ' ')} | {value} | {wanted} |")

@@ -56,8 +56,8 @@ RIVAL = 0.75  # silhouettes with this share of the best one's evidence are rende
 # Measured: an autoencoder's pictures at 26 dB reach 0.051, noise and plain colours start at 0.058.
 MAX_LANDSCAPE_DIFFERENCE = 0.055
 USUAL = 0.65  # ... which is the difference that this share of the pixels stays below: objects cover less
-# Measured: empty landscapes have no evidence at all, the worst scenes at 26 dB 0.042 and 0.088.
-MIN_EVIDENCE = 0.03  # per pixel of the silhouette, of at most 1
+# Measured: empty landscapes offer no silhouette at all, soft clouds explain nothing,
+# and the worst scene out of an autoencoder at 26 dB explains 0.088.
 MIN_EXPLAINED = 0.06  # share of the landscape's error that the object takes away
 
 Evidence = tuple[np.ndarray, np.ndarray]  # for the body and for the rim
@@ -105,7 +105,7 @@ def read(picture: np.ndarray) -> Reading:
     fits = [_fit(pixels, landscape, at) for at in _candidates(pixels, view)]
     empty = _picture_error(pixels, view)
     best = min(fits, key=lambda fit: fit.error, default=None)
-    if best is None or best.evidence < MIN_EVIDENCE or best.error > (1.0 - MIN_EXPLAINED) * empty:
+    if best is None or best.error > (1.0 - MIN_EXPLAINED) * empty:
         return Reading(background=landscape.name, margins={"background": landscape.margin})
     others = [fit.error for fit in fits if fit.scene.shape != best.scene.shape]
     margins = best.margins | {
@@ -244,8 +244,7 @@ class _Silhouette:
     angle: float
     x: float  # centre, pixels
     y: float
-    evidence: float  # summed over the silhouette, at a scale of `_FINE`
-    area: float  # at the same scale
+    evidence: float  # summed over the silhouette, at the scale of `_FINE`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +252,6 @@ class _Templates:
     poses: list[tuple[str, float, float]]  # shape, size, angle
     body: np.ndarray  # conjugate spectra, complex64 [n, side, side / 2 + 1]
     rim: np.ndarray
-    area: np.ndarray  # [n]
 
 
 _COARSE = (32, (27.0,), (0.0,))  # side, sizes, angles
@@ -268,7 +266,7 @@ def _templates(side: int, sizes: tuple[float, ...], angles: tuple[float, ...]) -
     body, rim = (np.stack(part) for part in zip(*covers, strict=True))
     spectra = (np.conj(np.fft.rfft2(part)).astype(np.complex64) for part in (body, rim))
     body_spectra, rim_spectra = spectra
-    return _Templates(poses, body_spectra, rim_spectra, (body + rim).sum(axis=(1, 2)))
+    return _Templates(poses, body_spectra, rim_spectra)
 
 
 @functools.lru_cache(maxsize=2)
@@ -353,8 +351,7 @@ def _silhouettes(pixels: np.ndarray, landscape: np.ndarray, color: str) -> list[
     for shape in SHAPES:
         own = [k for k, pose in enumerate(templates.poses) if pose[0] == shape]
         k = own[int(np.argmax(most[own]))]
-        area = float(templates.area[k])
-        found.append(_Silhouette(*templates.poses[k], *_peak(scores[k]), float(most[k]), area))
+        found.append(_Silhouette(*templates.poses[k], *_peak(scores[k]), float(most[k])))
     return found
 
 
@@ -467,7 +464,6 @@ def _find_paint(pixels: np.ndarray, at: _Silhouette) -> _Paint:
 class _Fit:
     scene: Scene
     error: float
-    evidence: float  # per pixel of the silhouette
     margins: dict[str, float]
 
 
@@ -492,7 +488,7 @@ def _fit(pixels: np.ndarray, landscape: _Landscape, at: _Silhouette) -> _Fit:
     error = _picture_error(pixels, scene.render())
     position = _margin(abs(CENTER_X[near] - at.x), abs(CENTER_X[next_near] - at.x))
     scene = dataclasses.replace(scene, light=float(landscape.gain.mean()))
-    return _Fit(scene, error, at.evidence / at.area, paint.margins | {"position": position})
+    return _Fit(scene, error, paint.margins | {"position": position})
 
 
 def _picture_error(pixels: np.ndarray, fit: np.ndarray) -> float:

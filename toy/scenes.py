@@ -231,7 +231,7 @@ class Scene:
 
     def object_mask(self) -> np.ndarray:
         """Coverage of the object, float32 [SIZE, SIZE] in [0, 1]."""
-        return np.clip(0.5 - shape_distance(self.shape, *self._local(), self.size), 0.0, 1.0)
+        return np.clip(0.5 - shape_distance(self.shape, *self._local(), self.size), 0.0, 1.0).astype(np.float32)
 
     def mask(self, word: str) -> np.ndarray:
         """Where a word of the caption lives in the picture, float32 [SIZE, SIZE]; ValueError if it is absent."""

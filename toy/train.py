@@ -140,8 +140,11 @@ def train_autoencoder(steps: int, batch: int, rate: float) -> None:
     run_training("autoencoder", model, loss_of, steps=steps, rate=rate, seed=1)
 
 
-def train_decoder(steps: int, batch: int, rate: float) -> None:
-    """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as they are used."""
+def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
+    """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as they are used.
+
+    noise: deviation of what is added to the unit-scale latents, so that small errors of a sampler stay small.
+    """
     model = trained_autoencoder()
     model.train()
     for name, parameter in model.named_parameters():
@@ -152,11 +155,11 @@ def train_decoder(steps: int, batch: int, rate: float) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
                 latent: Any = model.encode(picture)  # type: ignore[operator]
-            noise = 0.4 * LATENT_NOISE / LATENT_SCALE * torch.randn_like(latent.float())
-            drawn: Any = model.decode(latent.float() + noise)  # type: ignore[operator]
+            shaken = latent.float() + noise / LATENT_SCALE * torch.randn_like(latent.float())
+            drawn: Any = model.decode(shaken)  # type: ignore[operator]
         error = drawn.float() - picture
         loss = 0.3 * error.abs().mean() + 4.0 * error.square().mean()
-        return loss, {"psnr": psnr(error.square().mean().item() / 4.0)}
+        return loss, {"psnr": psnr(error.square().mean().item() / 4.0), "noise": noise}
 
     run_training("decoder", model, loss_of, steps=steps, rate=rate, seed=3, weight_decay=0.0)
 
@@ -328,6 +331,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--noise", type=float, default=0.02, help="stage decoder: noise on unit-scale latents")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -335,7 +339,7 @@ def main() -> None:
     if options.stage == "autoencoder":
         train_autoencoder(options.steps or 4000, options.batch or 8, options.rate or 1.5e-3)
     if options.stage == "decoder":
-        train_decoder(options.steps or 1500, options.batch or 8, options.rate or 5e-4)
+        train_decoder(options.steps or 1500, options.batch or 8, options.rate or 6e-4, options.noise)
     if options.stage == "pack":
         pack_weights()
     if options.stage == "diffusion":
