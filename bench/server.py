@@ -9,6 +9,7 @@ with Server() as server:
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
@@ -50,6 +51,12 @@ def has_accelerator(python: pathlib.Path) -> bool:
     """Whether the torch of this Python sees a CUDA (or ROCm) device."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def end_with_parent() -> None:
+    """Runs in the new process: let Linux end it when the one that started it is killed outright."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Server:
@@ -123,6 +130,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         self._wait_until_ready()
 
@@ -215,10 +223,10 @@ def put_example(path: pathlib.Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from toy.scenes import scene_from_caption
+    from toy.scenes import EXAMPLE, scene_from_caption
 
     if not path.exists():
-        picture = scene_from_caption("a striped red star at the left of a meadow", 10_000_001).render()
+        picture = scene_from_caption(*EXAMPLE).render()
         Image.fromarray((picture * 255.0).round().astype(np.uint8)).save(path)
 
 

@@ -28,6 +28,8 @@ WORDS = {
     "background": BACKGROUNDS,
 }
 
+EXAMPLE = ("a striped red star at the left of a meadow", 10_000_001)  # the shipped workflow's picture, held out
+
 PALETTE = {
     "red": (0.86, 0.13, 0.15),
     "yellow": (0.98, 0.83, 0.12),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 from PIL import Image
 
+from bench import install
 from bench.client import Client, Event, Graph, Interrupted, ServerError
 from bench.server import Server, ServerFailed
 
@@ -20,6 +24,11 @@ def inverting(name: str) -> Graph:
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}},
     }
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
@@ -98,10 +107,23 @@ def test_dead_server_is_reported_with_its_last_output(tmp_path: pathlib.Path) ->
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_server_does_not_outlive_a_killed_program(tmp_path: pathlib.Path) -> None:
+    code = (
+        "import os, pathlib, signal; from bench.server import Server\n"
+        f"with Server(cpu=True, base=pathlib.Path({str(tmp_path)!r})) as server:\n"
+        "    print(server.port, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=install.ROOT)
+    deadline = time.monotonic() + 30
+    while answers(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not answers(int(done.stdout))
+
+
 def test_port_is_free_again_after_the_end() -> None:
     with Server(cpu=True) as server, Client(server.url) as client:
         base, port = server.base, server.port
         assert client.system_stats()["system"]["comfyui_version"]
     assert not base.exists()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not answers(port)
