@@ -26,8 +26,8 @@ from bench.client import Client, Event, Graph, Result, ServerError
 from bench.grid import Cell, Sheet
 from bench.server import Server, ServerFailed, stop_on_signals
 from toy.reader import read
-from toy.scenes import SIZE as TOY_SIZE
 from toy.scenes import EXAMPLE, WORDS, Scene, scene_from_caption
+from toy.scenes import SIZE as TOY_SIZE
 
 STARTER = install.ROOT / "workflows" / "api" / "prompt_to_prompt.json"
 OUT = install.ROOT / "out" / "demo"
