@@ -1,7 +1,8 @@
-"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--check]`.
+"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo]`.
 
-Figures come from `docs/figures/*.json`, which `python -m toy.evaluate --json` and `make demo` write; numbers are
-never typed into README by hand, and `tests/contract/test_readme.py` compares.
+Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, and from the last `make demo`,
+whose report and picture `--demo` takes over. Numbers are never typed into README by hand, and
+`tests/contract/test_readme.py` compares.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from bench.pack import NAME, part
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 README = ROOT / "README.md"
 FIGURES = ROOT / "docs" / "figures"
+DEMO = {
+    "vae_psnr": "autoencoder round trip against the source",
+    "reconstruction_psnr": "reconstruction against the source",
+    "background_psnr": "edit against the source outside the object",
+    "truth_psnr": "edit against the true edit",
+}
 
 
 def methods() -> str:
@@ -65,13 +72,7 @@ def demo() -> str:
     """The demo's report: the picture's own figures."""
     figures = _figures("demo.json")
     rows = ["| figure | value |", "|---|---|"]
-    names = {
-        "vae_psnr": "autoencoder round trip against the source",
-        "reconstruction_psnr": "reconstruction against the source",
-        "background_psnr": "edit against the source outside the object",
-        "truth_psnr": "edit against the true edit",
-    }
-    rows += [f"| {text} | {figures[key]:.2f} dB |" for key, text in names.items()]
+    rows += [f"| {text} | {figures[key]:.2f} dB |" for key, text in DEMO.items()]
     rows.append(f"| every word of the target read back from the edit | {'yes' if figures['edit_success'] else 'no'} |")
     return "\n".join(rows)
 
@@ -92,11 +93,24 @@ def filled(text: str) -> str:
     return text
 
 
+def take_demo() -> None:
+    """Take over the last demo's figures and picture, the picture also as the workflow's thumbnail."""
+    from PIL import Image
+
+    made = ROOT / "out" / "demo"
+    report = json.loads((made / "report.json").read_text())
+    kept = {key: report[key] for key in (*DEMO, "source", "target", "edit_success", "versions")}
+    (FIGURES / "demo.json").write_text(json.dumps(kept, indent=2) + "\n")
+    grid = Image.open(made / "grid.png").convert("RGB")
+    grid.quantize(256).save(ROOT / "docs" / "images" / "demo.png", optimize=True)
+    small = grid.resize((grid.width * 512 // grid.height, 512), Image.Resampling.LANCZOS)
+    small.save(ROOT / "workflows" / "prompt_to_prompt.jpg", quality=85)
+
+
 def main() -> None:
-    made = filled(README.read_text())
-    if "--check" in sys.argv and made != README.read_text():
-        raise SystemExit("README.md is out of date: run python -m bench.readme")
-    README.write_text(made)
+    if "--demo" in sys.argv:
+        take_demo()
+    README.write_text(filled(README.read_text()))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class PivotCompare(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE the picture was encoded with."),
                 io.Image.Input("image", tooltip="The source picture, before encoding."),
-                io.Latent.Input("edited", tooltip="From Edit Sampler."),
-                io.Latent.Input("reconstructed", tooltip="From Edit Sampler."),
+                io.Latent.Input("edited", tooltip="The edit, from Edit Sampler."),
+                io.Latent.Input("reconstructed", tooltip="The reconstruction, from Edit Sampler."),
                 io.String.Input(
                     "filename_prefix",
                     default="pivot/edit",

@@ -102,14 +102,17 @@ def test_the_controller_changes_the_target_and_not_the_source(model, trajectory,
 
 
 @pytest.mark.parametrize("mode", ["replace", "refine"])
-@pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
-def test_identical_prompts_give_the_source_back_bit_for_bit(model, trajectory, texts, mode, correction) -> None:
-    """Source and target rows coincide, except that a pinned source row is exact where DDIM only comes near."""
+def test_identical_prompts_give_the_source_row_bit_for_bit(model, trajectory, texts, mode) -> None:
+    """Oracle 10, with every window open at every layer."""
     same = {**texts, "target": texts["source"]}
-    edited, back, _ = run(p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, correction)
-    if correction == "direct":
-        pytest.skip("the target is not pinned: covered by test_the_target_of_direct_is_plain_guidance")
+    edited, back, _ = run(p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, "none")
     assert torch.equal(edited, back)
+
+
+def test_identical_prompts_under_negative_prompt_give_the_source_row(model, trajectory, texts) -> None:
+    """To rounding only: the target's unconditional row is a call of its own, and kernels depend on batch size."""
+    edited, back, _ = run(p2p(model, -1), trajectory, {**texts, "target": texts["source"]}, "negative_prompt")
+    torch.testing.assert_close(edited, back, rtol=1e-3, atol=1e-3 * float(back.abs().max()))
 
 
 def test_direct_returns_the_encoders_latent_at_any_cfg(model, trajectory, texts) -> None:
