@@ -116,7 +116,7 @@ def evaluate(count: int, cfg: float) -> tuple[dict[str, Any], np.ndarray]:
     with torch.inference_mode():
         model, clip, vae = part("toy.loader").load()
         accuracy, pictures = read_back(model, clip, vae, count, cfg)
-        vae_psnr, inversion_psnr = round_trips(model, clip, vae, min(count, 64))
+        vae_psnr, inversion_psnr = round_trips(model, clip, vae, count)
     figures = {"reader": read_right, "autoencoder_psnr": vae_psnr, **accuracy}
     figures["inversion_gap"] = vae_psnr - inversion_psnr
     return {"count": count, "cfg": cfg, **figures, "seconds": round(time.time() - began)}, pictures

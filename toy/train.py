@@ -1,4 +1,4 @@
-"""Train the toy model: `python -m toy.train autoencoder|diffusion|polish|decoder|pack`.
+"""Train the toy model: `python -m toy.train autoencoder|diffusion|decoder|pack`.
 
 Seeded, resumable (a checkpoint every few minutes under `toy/runs/`, not tracked), logged as one JSON line a
 report (`toy/logs/`, tracked). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has unpacked.
@@ -258,26 +258,20 @@ class Denoiser(torch.nn.Module):
         return text.final_layer_norm(x)
 
 
-def train_diffusion(name: str, steps: int, batch: int, rate: float, scenes: int) -> None:
-    """Stage 2: eps-prediction on SD's schedule, 10 % empty captions.
-
-    `diffusion` weights errors by min(SNR, 5) / SNR, which learns words and places first; `polish` goes on from its
-    average with all levels alike, which smooths the low levels that inversion walks through.
-    """
+def train_diffusion(steps: int, batch: int, rate: float, scenes: int) -> None:
+    """Stage 2: eps-prediction on SD's schedule, 10 % empty captions, errors weighted by min(SNR, 5) / SNR."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1.0 - betas, 0).float()
     snr = abar / (1.0 - abar)
-    weight_of = snr.clamp(max=5.0) / snr if name == "diffusion" else torch.ones_like(snr)
+    weight_of = snr.clamp(max=5.0) / snr
     latents = cached_latents(scenes)
     tokens = caption_tokens([Scene.sample(seed).caption for seed in range(scenes)])
     empty = caption_tokens([""])
     torch.manual_seed(2)
     model = Denoiser()
-    if name == "polish":
-        model.load_state_dict(averaged("diffusion"))
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        draw = torch.Generator().manual_seed((2 if name == "diffusion" else 4) * 1_000_000 + step)
+        draw = torch.Generator().manual_seed(2_000_000 + step)
         chosen = torch.randint(0, scenes, (batch,), generator=draw)
         x0 = latents[chosen].float()
         t = torch.randint(0, 1000, (batch,), generator=draw)
@@ -290,7 +284,7 @@ def train_diffusion(name: str, steps: int, batch: int, rate: float, scenes: int)
         error = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
         return (error * weight_of[t]).mean(), {"mse": error.mean().item()}
 
-    run_training(name, model, loss_of, steps=steps, rate=rate, seed=2, weight_decay=1e-2)
+    run_training("diffusion", model, loss_of, steps=steps, rate=rate, seed=2, weight_decay=1e-2)
 
 
 def averaged(name: str) -> dict[str, torch.Tensor]:
@@ -314,7 +308,7 @@ def pack_weights() -> None:
 
     from toy.loader import CLIP, UNET, VAE, WEIGHTS, WORDS
 
-    model = averaged("polish" if (RUNS / "polish.pt").exists() else "diffusion")
+    model = averaged("diffusion")
     vocabulary = model.pop(f"text.{WORDS}.weight")
     model.pop("text.text_projection.weight")
     ids = torch.tensor(trained_words())
@@ -335,7 +329,7 @@ def main() -> None:
 
     import_comfy()
     parser = argparse.ArgumentParser(prog="python -m toy.train", description=__doc__)
-    parser.add_argument("stage", choices=("autoencoder", "diffusion", "polish", "decoder", "pack"))
+    parser.add_argument("stage", choices=("autoencoder", "diffusion", "decoder", "pack"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float)
@@ -351,9 +345,7 @@ def main() -> None:
     if options.stage == "pack":
         pack_weights()
     if options.stage == "diffusion":
-        train_diffusion("diffusion", options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes)
-    if options.stage == "polish":
-        train_diffusion("polish", options.steps or 600, options.batch or 32, options.rate or 1e-4, options.scenes)
+        train_diffusion(options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes)
 
 
 if __name__ == "__main__":
