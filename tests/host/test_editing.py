@@ -135,6 +135,14 @@ def test_negative_prompt_source_does_not_depend_on_cfg(model, trajectory, texts)
     assert torch.equal(backs[0], backs[1]) and torch.equal(backs[0], backs[2])
 
 
+def test_negative_prompt_guides_the_target_away_from_the_source_prompt(model, trajectory, texts) -> None:
+    npi, plain = (run(model, trajectory, texts, name)[0] for name in ("negative_prompt", "none"))
+    by_hand = run(model, trajectory, {**texts, "negative": texts["source"]}, "none")[0]
+    tolerance = 1e-3 * float(npi.abs().max())
+    torch.testing.assert_close(npi, by_hand, rtol=1e-3, atol=tolerance)
+    assert (npi - plain).abs().max() > 10 * tolerance
+
+
 def test_negative_prompt_with_the_empty_text_as_source_is_plain_guidance(model, kind, texts) -> None:
     """Oracle 22: NPI with C_src replaced by C_0 is plain CFG on the target."""
     same = {**texts, "source": texts["negative"]}
