@@ -102,7 +102,7 @@ def take_demo() -> None:
     kept = {key: report[key] for key in (*DEMO, "source", "target", "edit_success", "versions")}
     (FIGURES / "demo.json").write_text(json.dumps(kept, indent=2) + "\n")
     grid = Image.open(made / "grid.png").convert("RGB")
-    grid.quantize(256).save(ROOT / "docs" / "images" / "demo.png", optimize=True)
+    grid.save(ROOT / "docs" / "images" / "demo.png", optimize=True)
     small = grid.resize((grid.width * 512 // grid.height, 512), Image.Resampling.LANCZOS)
     small.save(ROOT / "workflows" / "prompt_to_prompt.jpg", quality=85)
 
