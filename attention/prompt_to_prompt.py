@@ -1,30 +1,37 @@
 """Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626), folded into V.
 
 Every edit of the paper is linear in the attention probabilities, so it can be applied to V instead and computed
-by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever built (METHODS 29.1).
+by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever built (METHODS 29.1). With alpha
+the window of each target column, c its weight, M and own its alignment, the edited output is
+
+    P_source [M (alpha c V_target)] + P_target [((1 - alpha) + alpha c own) V_target].
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Kind, Place, edited_rows
+from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, cond_pairs, window_open
 from ..core.errors import PivotError
 from ..core.words import Alignment
 
+Tables = tuple[torch.Tensor | None, torch.Tensor | None]
+"""M diag(alpha c) [T, T] and (1 - alpha) + alpha c own [T, 1]; None where it is all zero."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptToPrompt:
-    """Replace and refine edits of cross-attention, and source self-attention.
+class PromptToPrompt(Controller):
+    """Replace, refine and reweight edits of cross-attention, and source self-attention.
 
-    alignment: how target columns read source columns.
+    alignments: how the columns of each target read the source's, one for each target prompt.
     cross, self_: windows (start, end) as fractions of the steps, noise first; start = end is never.
     self_limit: self-attention is edited where a site has at most this fraction of the latent's tokens.
     """
 
-    alignment: Alignment
+    alignments: tuple[Alignment, ...]
     cross: tuple[float, float] = (0.0, 0.8)
     self_: tuple[float, float] = (0.0, 0.4)
     self_limit: float = 0.25
@@ -40,29 +47,68 @@ class PromptToPrompt:
 
     def wants(self, kind: Kind, place: Place) -> bool:
         """Cross windows count on a table of N + 1 rows, self windows on N, as in the reference (METHODS 3.3)."""
-        (start, end), rows = (self.cross, place.steps + 1) if kind == "cross" else (self.self_, place.steps)
-        return int(start * rows) <= place.step < int(end * rows)
+        if kind == "self":
+            return window_open(self.self_, place, place.steps)
+        own = (window for alignment in self.alignments for _, window in alignment.windows)
+        return any(window_open(window, place, place.steps + 1) for window in (self.cross, *own))
 
-    def __call__(self, call: AttentionCall, attend: Attend) -> torch.Tensor:
-        pairs = edited_rows(call.rows)
+    def begin(self) -> dict[Any, Tables]:
+        """The run's tables by target, window and call, so that each is built once."""
+        return {}
+
+    def __call__(self, call: AttentionCall, attend: Attend, state: dict[Any, Tables]) -> torch.Tensor:
+        pairs = cond_pairs(call.rows)
         if not pairs or not self.wants(call.site.kind, call.place):
             return attend(call)
         if call.site.kind == "cross":
-            return self._cross(call, attend, pairs)
+            return self._cross(call, attend, state, pairs)
         return attend(_with_source_maps(call, pairs)) if call.site.area <= self.self_limit else attend(call)
 
-    def _cross(self, call: AttentionCall, attend: Attend, pairs: list[tuple[int, int]]) -> torch.Tensor:
-        targets = [target for target, _ in pairs]
-        mapper, own = _fit_columns(self.alignment, call.v)
-        edited = call.v.clone()
-        mapped = torch.einsum("st,rtc->rsc", mapper, call.v[targets].to(mapper.dtype))
-        edited[targets] = mapped.to(call.v.dtype)
-        out = attend(_with_source_maps(call.replace(call.q, call.k, edited), pairs))
-        if self.alignment.own.any():
-            kept = call.v[targets] * own[:, None].to(call.v.dtype)
+    def _cross(
+        self, call: AttentionCall, attend: Attend, state: dict[Any, Tables], pairs: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        """The first term for all rows through the chain; the second only for rows that keep anything of theirs."""
+        edited, read, kept = call.v.clone(), [], []
+        for row, source in pairs:
+            mapper, own = self._tables(call, self._alignment(call.rows[row].target), state)
+            if mapper is None:
+                edited[row] = _scaled(own, call.v[row])
+                continue
+            read.append((row, source))
+            edited[row] = (mapper @ call.v[row].to(mapper.dtype)).to(call.v.dtype)
+            if own is not None:
+                kept.append((row, _scaled(own, call.v[row])))
+        out = attend(_with_source_maps(call.replace(call.q, call.k, edited), read))
+        if kept:
+            rows = [row for row, _ in kept]
             out = out.clone()
-            out[targets] += call.fused(call.q[targets], call.k[targets], kept)
+            out[rows] += call.fused(call.q[rows], call.k[rows], torch.stack([v for _, v in kept]))
         return out
+
+    def _alignment(self, target: int) -> Alignment:
+        if target < len(self.alignments):
+            return self.alignments[target]
+        raise PivotError(
+            f"words for {target + 1} target prompts",
+            f"{len(self.alignments)}",
+            "Connect the words that belong to these target prompts.",
+            "P2P Attention Controller",
+        )
+
+    def _tables(self, call: AttentionCall, alignment: Alignment, state: dict[Any, Tables]) -> Tables:
+        alpha = self._alpha(alignment, call.place)
+        key = (id(alignment), tuple(alpha.tolist()), call.v.shape[1], call.v.dtype, call.v.device)
+        if key not in state:
+            state[key] = _fit_columns(alignment, alpha, call.v)
+        return state[key]
+
+    def _alpha(self, alignment: Alignment, place: Place) -> torch.Tensor:
+        """1 for each target column whose window is open at a place: [columns]."""
+        rows = place.steps + 1
+        alpha = torch.full((len(alignment.own),), float(window_open(self.cross, place, rows)))
+        for columns, window in alignment.windows:
+            alpha[list(columns)] = float(window_open(window, place, rows))
+        return alpha
 
 
 def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> AttentionCall:
@@ -73,8 +119,8 @@ def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> Atte
     return call.replace(call.q[order], call.k[order], call.v)
 
 
-def _fit_columns(alignment: Alignment, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mapper [T, T] and own [T] for the T columns of this call, on v's device, in its precision or fp32.
+def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> Tables:
+    """The tables for the T columns of this call, on v's device.
 
     Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal keys and
     values and share the attention equally, so the source's repeats all map to one copy of the target's columns.
@@ -88,7 +134,16 @@ def _fit_columns(alignment: Alignment, v: torch.Tensor) -> tuple[torch.Tensor, t
             "Encode both prompts with the same CLIP and do not append tokens to the conditioning.",
             "P2P Attention Controller",
         )
+    weight = alpha if alignment.weights is None else alpha * alignment.weights
     fitted = torch.zeros(columns, columns)
-    fitted[:, : mapper.shape[1]] = mapper.repeat(columns // mapper.shape[0], 1)
+    fitted[:, : mapper.shape[1]] = (mapper * weight).repeat(columns // mapper.shape[0], 1)
+    kept = (1.0 - alpha) + weight * own
     precision = torch.promote_types(v.dtype, torch.float32)
-    return fitted.to(v.device, precision), own.repeat(columns // len(own)).to(v.device)
+    repeated = kept.repeat(columns // len(own))[:, None]
+    there = [table.to(v.device, precision) if table.any() else None for table in (fitted, repeated)]
+    return there[0], there[1]
+
+
+def _scaled(own: torch.Tensor | None, v: torch.Tensor) -> torch.Tensor:
+    """v with its columns scaled, in the tables' precision."""
+    return torch.zeros_like(v) if own is None else (own * v.to(own.dtype)).to(v.dtype)

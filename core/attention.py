@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 
+from .layers import Layer
+
 Kind = Literal["self", "cross"]
 Branch = Literal["source", "target"]
+Reads = Literal["nothing", "cond", "both"]
 Fused = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Probe = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a call happens. kind: self | cross; stage: input | middle | output; block: its number there;
-    index: the transformer's depth within the block; height, width: of its tokens; latent: tokens of the latent."""
+    """Where a call happens. kind: self | cross; height, width: of its query tokens; latent: the latent's
+    (height, width)."""
 
     kind: Kind
-    stage: str
-    block: int
-    index: int
+    layer: Layer
     height: int
     width: int
-    latent: int
+    latent: tuple[int, int]
 
     @property
     def area(self) -> float:
         """This site's query tokens as a fraction of the latent's: 1 at full size, 1/4 one level down."""
-        return self.height * self.width / self.latent
+        return self.height * self.width / (self.latent[0] * self.latent[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +46,14 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a batch row of a UNet call is. source: the row of the same call that holds its source, if any;
-    target: which of the edits it belongs to."""
+    """What a batch row is. source: the row of the same batch that holds its source, if any; target: which of the
+    edits it belongs to; picture: which of the pictures."""
 
     branch: Branch
     cond: bool
     source: int | None = None
     target: int = 0
+    picture: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +61,9 @@ class AttentionCall:
     """q, k, v after their projections, [rows, tokens, heads * dim_head], and everything around them.
 
     fused(q, k, v) is the host's own fast attention for terms in addition to the chain's; it may be given fewer
-    rows than the call has.
+    rows than the call has, and other numbers of tokens.
+    probe(v) is what this call gives for other values, every controller's edit included and other packs' patches
+    left out: with one-hot values, the maps of words. It is None inside a probe.
     """
 
     q: torch.Tensor
@@ -68,6 +74,7 @@ class AttentionCall:
     place: Place
     rows: tuple[Row, ...]
     fused: Fused
+    probe: Probe | None = None
 
     def replace(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The same call with other q, k, v."""
@@ -77,23 +84,57 @@ class AttentionCall:
 Attend = Callable[[AttentionCall], torch.Tensor]
 
 
-class Controller(Protocol):
-    """A frozen set of options that edits attention calls. Controllers chain: the first of a list sees the call
-    first, and `attend` runs the rest of the chain, then other packs' patches, then the host's attention."""
+class Controller(abc.ABC):
+    """A frozen set of options that edits or reads attention calls.
 
+    Controllers chain: the first of a list sees the call first, and `attend` runs the rest of the chain, then other
+    packs' patches, then the host's attention. What a controller remembers during a run is in the `state` that
+    `begin` made for that run; it is dropped with the run.
+    """
+
+    needs_source: ClassVar[bool] = True
+    """Whether it edits targets by their source, and so cannot run where there is no source."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
+        """Itself: options never change, and ComfyUI copies everything in a model at every clone."""
+        return self
+
+    @abc.abstractmethod
     def wants(self, kind: Kind, place: Place) -> bool:
-        """Whether any site of this kind is edited now. Sites that nobody wants are left to the host."""
-        ...
+        """Whether any site of this kind is edited or read now. Sites that nobody wants are left to the host."""
 
-    def __call__(self, call: AttentionCall, attend: Attend) -> torch.Tensor:
+    def reads(self, place: Place) -> Reads:
+        """Which source rows this controller needs in the UNet call now; where none, they may not be run."""
+        return "cond" if self.wants("self", place) or self.wants("cross", place) else "nothing"
+
+    def begin(self) -> Any:
+        """Fresh state for one run."""
+        return None
+
+    @abc.abstractmethod
+    def __call__(self, call: AttentionCall, attend: Attend, state: Any) -> torch.Tensor:
         """The attention output, [rows, tokens, heads * dim_head]."""
-        ...
+
+    def after_step(self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: Any) -> torch.Tensor:
+        """The latents [rows, C, H, W] after the step at `place`; x is what the sampler made of them."""
+        return x
+
+    def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: Any) -> None:
+        """The run is over and gave `samples` [rows, C, H, W]: keep what is to be shown of it."""
+        return None
 
 
-def edited_rows(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
+def cond_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
     """(row, source row) of every conditioned target row whose source is in the same call."""
-    return [
-        (index, row.source)
-        for index, row in enumerate(rows)
-        if row.branch == "target" and row.cond and row.source is not None
-    ]
+    return [(index, source) for index, source in all_pairs(rows) if rows[index].cond]
+
+
+def all_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
+    """(row, source row) of every target row, conditioned or not, whose source is in the same call."""
+    return [(index, row.source) for index, row in enumerate(rows) if row.branch == "target" and row.source is not None]
+
+
+def window_open(window: tuple[float, float], place: Place, rows: int) -> bool:
+    """Whether a window (start, end), as fractions of a table of `rows` steps, is open at a place."""
+    start, end = window
+    return int(start * rows) <= place.step < int(end * rows)

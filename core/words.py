@@ -7,13 +7,16 @@ Words are whitespace-separated; comparing ignores case and surrounding punctuati
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 import torch
 
 from .errors import PivotError
 
 CHUNK = 77
-MODES = ("auto", "replace", "refine")
+MODES = ("auto", "replace", "refine", "reweight")
+MAPPERS = ("fixed", "legacy")
 _PUNCTUATION = "\"'`.,;:!?()[]{}<>…“”‘’«»、。，！？；：（）-–—"
 
 
@@ -44,33 +47,46 @@ class Prompt:
 
         Raises PivotError listing the words there are if it does not occur.
         """
+        found = self.seek(phrase)
+        if not found:
+            raise PivotError(f"a word of the prompt {self.text!r}", repr(phrase), f"Its words are: {self.listed}.")
+        return found
+
+    def seek(self, phrase: str) -> tuple[int, ...]:
+        """As `find`, but empty if the phrase does not occur."""
         wanted = [bare(part) for part in phrase.split()]
         here = [bare(word.text) for word in self.words]
         starts = [i for i in range(len(here)) if wanted and here[i : i + len(wanted)] == wanted]
-        if not starts:
-            there = ", ".join(dict.fromkeys(name for name in here if name))
-            raise PivotError(
-                f"a word of the prompt {self.text!r}",
-                repr(phrase),
-                f"Its words are: {there}.",
-            )
         return tuple(
             column for start in starts for word in self.words[start : start + len(wanted)] for column in word.core
         )
 
+    @property
+    def listed(self) -> str:
+        """The different words there are, for messages."""
+        return ", ".join(dict.fromkeys(name for word in self.words if (name := bare(word.text))))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Alignment:
-    """How target columns read the source's attention: `edited = probs_source @ mapper + own * probs_target`.
+    """How target columns read attention: `edited = weights * (probs_source @ mapper + own * probs_target)`.
 
     mapper: [source columns, target columns]; own: [target columns], the share a column keeps of itself.
-    mode: replace | refine; note: the alignment in words.
+    mode: replace | refine | reweight; note: the alignment in words.
+    weights: [target columns], the paper's equalizer, None for ones.
+    windows: (columns, (start, end)) of words with a window of their own.
     """
 
     mapper: torch.Tensor
     own: torch.Tensor
     mode: str
     note: str
+    weights: torch.Tensor | None = None
+    windows: tuple[tuple[tuple[int, ...], tuple[float, float]], ...] = ()
+
+    def noting(self, text: str) -> Alignment:
+        """The same with a further note."""
+        return dataclasses.replace(self, note=f"{self.note}; {text}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +96,23 @@ class PromptPair:
     source: Prompt
     target: Prompt
 
-    def align(self, mode: str = "auto") -> Alignment:
+    def align(self, mode: str = "auto", mapper: str = "fixed") -> Alignment:
         """The alignment of the two prompts; `auto` replaces words where the word counts agree, else refines.
 
-        Raises PivotError for an unknown mode, or when words cannot be replaced one by one.
+        mapper: fixed, or legacy for the tables of the public implementations with their quirks, one chunk only.
+        Raises PivotError for an unknown mode or mapper, or when the prompts cannot be aligned so.
         """
-        if mode not in MODES:
-            raise PivotError(f"mode to be one of {MODES}", repr(mode), "Choose one of them.")
+        for name, value, known in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
+            if value not in known:
+                raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.")
+        if mapper == "legacy" and max(len(self.source.tokens), len(self.target.tokens)) > CHUNK:
+            raise PivotError(
+                "prompts of at most 75 tokens for the legacy mapper",
+                f"{len(self.source.tokens)} and {len(self.target.tokens)} columns",
+                "Use the fixed mapper, or shorten the prompts.",
+            )
+        if mode == "reweight":
+            return align_positions(self.source, self.target)
         same_count = len(self.source.words) == len(self.target.words)
         if mode == "replace" and not same_count:
             raise PivotError(
@@ -94,9 +120,95 @@ class PromptPair:
                 f"{len(self.target.words)} and {len(self.source.words)}",
                 "Use mode refine or auto, or write prompts of equal length.",
             )
-        if mode == "replace" or (mode == "auto" and same_count):
-            return align_replace(self.source, self.target)
-        return align_refine(self.source, self.target)
+        replace = mode == "replace" or (mode == "auto" and same_count)
+        if mapper == "legacy":
+            return (legacy_replace if replace else legacy_refine)(self.source, self.target)
+        return (align_replace if replace else align_refine)(self.source, self.target)
+
+
+def align_positions(source: Prompt, target: Prompt) -> Alignment:
+    """Column by column, as reweighting alone does in the references; prompts of as many columns.
+
+    Raises PivotError when one prompt fills more chunks than the other.
+    """
+    if len(source.tokens) != len(target.tokens):
+        raise PivotError(
+            "prompts of as many columns to reweight them by position",
+            f"{len(source.tokens)} and {len(target.tokens)}",
+            "Use mode refine; words are reweighted there too.",
+        )
+    columns = len(target.tokens)
+    same = sum(old.text == new.text for old, new in zip(source.words, target.words, strict=False))
+    return Alignment(torch.eye(columns), torch.zeros(columns), "reweight", f"{same} words kept in their places")
+
+
+def reweighted(alignment: Alignment, target: Prompt, weights: Sequence[tuple[str, float]]) -> Alignment:
+    """The alignment with words of the target weighted: 1 leaves as it is, 0 removes, negative repels.
+
+    Raises PivotError for a word that is not there.
+    """
+    if not weights:
+        return alignment
+    table = torch.ones(len(target.tokens)) if alignment.weights is None else alignment.weights.clone()
+    for phrase, weight in weights:
+        table[list(target.find(phrase))] = weight
+    noted = ", ".join(f"{phrase!r} x {weight:g}" for phrase, weight in weights)
+    return dataclasses.replace(alignment, weights=table).noting(noted)
+
+
+def windowed(alignment: Alignment, target: Prompt, windows: Sequence[tuple[str, tuple[float, float]]]) -> Alignment:
+    """The alignment with words of the target edited in windows of their own; later ones win.
+
+    Raises PivotError for a word that is not there.
+    """
+    if not windows:
+        return alignment
+    added = tuple((target.find(phrase), window) for phrase, window in windows)
+    noted = ", ".join(f"{phrase!r} from {start:g} to {end:g}" for phrase, (start, end) in windows)
+    return dataclasses.replace(alignment, windows=(*alignment.windows, *added)).noting(noted)
+
+
+def phrases(text: str) -> list[str]:
+    """A list of words or phrases, separated by commas, semicolons or lines."""
+    return [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]
+
+
+def word_weights(text: str) -> list[tuple[str, float]]:
+    """`shiny: 2, red: -0.5` as pairs. Raises PivotError for anything else."""
+    found = []
+    for part in phrases(text):
+        read = re.fullmatch(r"(.+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
+        if read is None:
+            raise PivotError("words with weights, such as `shiny: 2, red: -0.5`", repr(part), "Write word: number.")
+        found.append((read[1], float(read[2])))
+    return found
+
+
+def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
+    """`star: 0.2-0.8, red: 0.5` as pairs, one number being the end. Raises PivotError for anything else."""
+    found = []
+    number = r"(\d+\.?\d*|\.\d+)"
+    for part in phrases(text):
+        read = re.fullmatch(rf"(.+?)\s*:\s*{number}(?:\s*-\s*{number})?", part)
+        if read is None:
+            raise PivotError(
+                "words with windows, such as `star: 0.2-0.8, red: 0.5`", repr(part), "Write word: start-end."
+            )
+        window = (float(read[2]), float(read[3])) if read[3] else (0.0, float(read[2]))
+        if max(window) > 1.0:
+            raise PivotError("windows between 0 and 1", repr(part), "They are fractions of the steps, noise first.")
+        found.append((read[1], window))
+    return found
+
+
+def among(prompts: Sequence[Prompt], phrase: str) -> list[int]:
+    """Which of the prompts have a phrase. Raises PivotError listing all their words if none has."""
+    found = [index for index, prompt in enumerate(prompts) if prompt.seek(phrase)]
+    if not found:
+        texts = " or ".join(dict.fromkeys(repr(prompt.text) for prompt in prompts))
+        words = ", ".join(dict.fromkeys(word for prompt in prompts for word in prompt.listed.split(", ")))
+        raise PivotError(f"a word of the prompt {texts}", repr(phrase), f"There are: {words}.")
+    return found
 
 
 def align_replace(source: Prompt, target: Prompt) -> Alignment:
@@ -137,6 +249,42 @@ def align_refine(source: Prompt, target: Prompt) -> Alignment:
     _, unmatched = _map_specials(mapper, source, target)
     own[unmatched] = 1.0
     return Alignment(mapper, own, "refine", _explain_refine(source, target, mapper, own))
+
+
+def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
+    """The public implementations' table for replaced words, quirk included (METHODS 3.5).
+
+    After the last changed word it writes M[j, j] where M[i, j] was meant, so that everything after a word whose
+    token count changes is misaligned, and attention is lost or doubled.
+    """
+    mapper = torch.zeros(CHUNK, CHUNK)
+    changed = [
+        (old, new)
+        for old, new in zip(source.words, target.words, strict=True)
+        if old.text != new.text and old.columns and new.columns
+    ]
+    i = j = done = 0
+    while i < CHUNK and j < CHUNK:
+        if done < len(changed) and changed[done][0].columns[0] == i:
+            old, new = changed[done]
+            _share(mapper, old.columns, new.columns)
+            i, j, done = i + len(old.columns), j + len(new.columns), done + 1
+        else:
+            mapper[i if done < len(changed) else j, j] = 1.0
+            i, j = i + 1, j + 1
+    note = "; ".join([*(f"{old.text} -> {new.text} replaced" for old, new in changed), "legacy table"])
+    return Alignment(mapper, torch.zeros(CHUNK), "replace", note)
+
+
+def legacy_refine(source: Prompt, target: Prompt) -> Alignment:
+    """The public implementations' table for added words (METHODS 3.6): behind the target's end token, every column
+    reads the source's column of the same number, which are words when the target is the shorter one."""
+    fixed = align_refine(source, target)
+    end = 2 + sum(len(word.columns) for word in target.words)
+    mapper, own = fixed.mapper.clone(), fixed.own.clone()
+    mapper[:, end:] = torch.eye(CHUNK)[:, end:]
+    own[end:] = 0.0
+    return dataclasses.replace(fixed, mapper=mapper, own=own).noting("legacy table")
 
 
 def _share(mapper: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The edit as one call: trajectory and prompts in, edited and reconstructed LATENT out."""
+"""The edit as one call: trajectory and prompts in, edited and reconstructed LATENT out, and the mask used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..core.trajectory import Trajectory
 from ..inversion import correction_named
 from ..inversion.ddim import Uncorrected
 from .guider import EditGuider
+from .masks import blend_mask
 from .prompts import Conditioning
 from .sampling import ReplaySampler, preview, run_edit
 
@@ -36,12 +37,13 @@ def edit(
     negative: Conditioning,
     cfg: float,
     correction: str,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
-    """Edited LATENT, reconstructed LATENT, and a report of what was run."""
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str, torch.Tensor]:
+    """Edited LATENT, reconstructed LATENT, a report of what was run, and the mask of a local blend."""
     guider = edit_guider(model, trajectory, source, target, negative, cfg, correction)
     result = run_edit(guider, trajectory, guider.correction)
     report = f"{trajectory.steps} steps, cfg {cfg:g}, {correction}, {result.rows_per_step:.2f} UNet rows a step"
-    return {"samples": result.edited}, {"samples": result.reconstructed}, report
+    mask = blend_mask(model, result.edited)
+    return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask
 
 
 def replay(model: Any, trajectory: Trajectory, source: Conditioning) -> torch.Tensor:

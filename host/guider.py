@@ -1,4 +1,4 @@
-"""The edit guider: source and target as rows of one batch, each with its own text and its own guidance."""
+"""The edit guider: source and targets as rows of one batch, each with its own text and its own guidance."""
 
 from __future__ import annotations
 
@@ -7,71 +7,30 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from ..core.attention import Branch, Row
+from ..core.attention import Branch, Place, Reads, Row
 from ..core.correction import Correction
 from ..core.errors import PivotError
 from ..core.trajectory import Trajectory
+from .conditioning import one_per_row, rows_in, stack_rows
 from .models import check_unet, conditioning_fingerprint, fingerprint
-from .patching import place_of, wanted, with_rows
+from .patching import with_rows
 from .prompts import Conditioning
+from .runs import controllers_of, place_of
 
 WHERE = "Edit Guider"
 _EULER = ("sample_euler",)
 
 
-def merge_rows(source: Conditioning, target: Conditioning, batch: int) -> Conditioning:
-    """One conditioning of 2 * batch rows, [source ...; target ...], from two of one row each.
-
-    Texts of unequal length are repeated to their common multiple, which leaves attention over them unchanged.
-    Raises PivotError when the two are not built alike (number of entries, areas, masks, ControlNets).
-    """
-    if len(source) != len(target):
-        raise PivotError(
-            "source and target conditioning built alike",
-            f"{len(source)} and {len(target)} entries",
-            "Apply the same Conditioning nodes to both, or to neither.",
-            WHERE,
-        )
-    return [_merge_entry(old, new, batch) for old, new in zip(source, target, strict=True)]
-
-
-def _merge_entry(old: Any, new: Any, batch: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    merged: dict[str, Any] = {}
-    for key in {**old[1], **new[1]}:
-        a, b = old[1].get(key), new[1].get(key)
-        if key == "pooled_output" and a is not None and b is not None:
-            merged[key] = _stack(a, b, batch)
-        elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b):
-            merged[key] = a
-        elif a is b or (not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and a == b):
-            merged[key] = a
-        else:
-            raise PivotError(
-                f"the same {key} on source and target conditioning",
-                "two different ones",
-                "Apply the same Conditioning nodes to both.",
-                WHERE,
-            )
-    return _stack(*_equal_lengths(old[0], new[0]), batch), merged
-
-
-def _stack(source: torch.Tensor, target: torch.Tensor, batch: int) -> torch.Tensor:
-    return torch.cat([one.expand(batch, *one.shape[1:]) for one in (source, target)])
-
-
-def _equal_lengths(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    common = int(torch.lcm(torch.tensor(a.shape[1]), torch.tensor(b.shape[1])))
-    return a.repeat(1, common // a.shape[1], 1), b.repeat(1, common // b.shape[1], 1)
-
-
 class EditGuider(comfy.samplers.CFGGuider):
-    """Denoises [source rows; target rows]. Only the rows that somebody reads are run:
+    """Denoises [source rows; rows of target 0; rows of target 1; ...], as many of each as there are pictures.
 
-    * plain DDIM: source and target, conditional and unconditional (4 rows a picture);
+    Only the rows that somebody reads are run. For one target, a picture and a step:
+    * plain DDIM: source and target, conditional and unconditional (4 rows);
     * negative-prompt: guidance cancels on the source row, so it needs no unconditional row (3);
     * direct: the source row is known, and run only while a controller reads it (3, then 2).
+    A controller that reads the unconditioned source too (MasaCtrl) has it run while its window is open (4).
 
-    `rows_run` counts the UNet rows of the last run, for the report.
+    `economy` off runs every row always. `rows_run` counts the UNet rows of the last run, for the report.
     """
 
     def __init__(
@@ -83,6 +42,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         negative: Conditioning,
         cfg: float,
         correction: Correction,
+        economy: bool = True,
     ) -> None:
         check_unet(model, WHERE)
         check_same_model(model, trajectory)
@@ -90,11 +50,22 @@ class EditGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.trajectory = trajectory
         self.correction = correction
+        self.economy = economy
+        self.targets = rows_in(target)
         self.rows_run = 0
         uncond = source if correction.uncond == "source" else negative
-        merged = merge_rows(source, target, trajectory.batch)
-        self.inner_set_conds({"positive": merged, "target": target, "negative": uncond})
+        batch = trajectory.batch
+        every = stack_rows(source, target, batch)
+        self.inner_set_conds({"positive": every, "target": one_per_row(target, batch), "negative": uncond})
         self.set_cfg(cfg)
+
+    def batch_rows(self) -> tuple[Row, ...]:
+        """What each row of the sampler's batch is."""
+        return self._announce(slice(0, self._size))
+
+    @property
+    def _size(self) -> int:
+        return (1 + self.targets) * self.trajectory.batch
 
     def sample(
         self,
@@ -107,15 +78,14 @@ class EditGuider(comfy.samplers.CFGGuider):
     ) -> Any:
         """One run; refuses samplers that would leave the trajectory, and latents of another size."""
         check_sampler(sampler)
-        batch = self.trajectory.batch
-        if latent_image.shape[0] != 2 * batch:
+        if latent_image.shape[0] != self._size:
             raise PivotError(
-                f"a latent of {2 * batch} rows, source then target",
+                f"a latent of {self._size} rows, source then {'target' if self.targets == 1 else 'targets'}",
                 f"{latent_image.shape[0]}",
-                "Connect the latent output of Inversion Parts.",
+                f"Connect the latent output of Inversion Parts, its targets set to {self.targets}.",
                 WHERE,
             )
-        self.trajectory.check_matches(latent_image[:batch], WHERE)
+        self.trajectory.check_matches(latent_image[: self.trajectory.batch], WHERE)
         self.rows_run = 0
         return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
@@ -126,43 +96,56 @@ class EditGuider(comfy.samplers.CFGGuider):
         model_options: dict[str, Any] | None = None,
         seed: Any = None,
     ) -> torch.Tensor:
-        """denoised [2 B, C, H, W] of [source; target] rows."""
+        """denoised [(1 + targets) B, C, H, W] of [source; targets] rows."""
         options = model_options or {}
         batch = self.trajectory.batch
         levels = options.get("transformer_options", {}).get("sample_sigmas", self.trajectory.descending)
         place = place_of(float(timestep[0]), levels)
-        source_known = self.correction.pinned and not wanted(options, place)
-        cond, uncond = self._predictions(x, timestep, options, source_known)
+        cond, uncond = self._predictions(x, timestep, options, place)
+        targets = slice(batch, self._size)
         target = comfy.samplers.cfg_function(
             self.inner_model,
-            cond[batch:],
-            uncond[batch:],
+            cond[targets],
+            uncond[targets],
             self.cfg,
-            x[batch:],
-            timestep[batch:],
-            model_options=with_rows(options, self._announce(slice(batch, 2 * batch))),
+            x[targets],
+            timestep[targets],
+            model_options=with_rows(options, self._announce(targets)),
             cond=self.conds["target"],
             uncond=self.conds["negative"],
         )
         return torch.cat([self._source(x, cond, uncond, place.step, levels), target])
 
     def _predictions(
-        self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], source_known: bool
+        self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as x."""
-        batch = self.trajectory.batch
-        target = slice(batch, 2 * batch)
         guided = abs(self.cfg - 1.0) > 1e-6 or bool(options.get("disable_cfg1_optimization"))
-        if not source_known and guided and not self.correction.pinned and self.correction.uncond == "negative":
-            cond, uncond = self._run(x, timestep, options, ("positive", "negative"), slice(0, 2 * batch))
-            return cond, uncond
-        first, rows = ("target", target) if source_known else ("positive", slice(0, 2 * batch))
+        source_cond, source_uncond = self._source_read(options, place)
+        first = {True: 0, False: self.trajectory.batch}
+        with_cond, with_uncond = (slice(first[read], self._size) for read in (source_cond, source_uncond))
+        name = "positive" if source_cond else "target"
         cond = x.clone()
-        cond[rows] = self._run(x, timestep, options, (first, None), rows)[0]
-        uncond = cond.clone()
-        if guided:
-            uncond[target] = self._run(x, timestep, options, (None, "negative"), target)[1]
+        if guided and with_cond == with_uncond:
+            uncond = x.clone()
+            cond[with_cond], uncond[with_cond] = self._run(x, timestep, options, (name, "negative"), with_cond)
+        else:
+            cond[with_cond] = self._run(x, timestep, options, (name, None), with_cond)[0]
+            uncond = cond.clone()
+            if guided:
+                uncond[with_uncond] = self._run(x, timestep, options, (None, "negative"), with_uncond)[1]
+        if self.correction.uncond == "source":
+            uncond[: self.trajectory.batch] = cond[: self.trajectory.batch]
         return cond, uncond
+
+    def _source_read(self, options: dict[str, Any], place: Place) -> tuple[bool, bool]:
+        """Whether anybody reads the source's conditioned and unconditioned prediction or attention now."""
+        if not self.economy:
+            return True, True
+        asked: set[Reads] = {controller.reads(place) for controller in controllers_of(options)}
+        moves = not self.correction.pinned
+        uncond = "both" in asked or (moves and self.correction.uncond == "negative")
+        return moves or bool(asked & {"cond", "both"}), uncond
 
     def _run(
         self,
@@ -181,6 +164,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         )
 
     def _announce(self, rows: slice) -> tuple[Row, ...]:
+        """What the rows of a slice are; a target's source is named only when it is in the same slice."""
         return tuple(_row(index, self.trajectory.batch, rows.start) for index in range(rows.start, rows.stop))
 
     def _source(
@@ -197,10 +181,11 @@ class EditGuider(comfy.samplers.CFGGuider):
 
 
 def _row(index: int, batch: int, first: int) -> Row:
-    """The row of a batch index; its source is named only when it is in the same slice."""
-    branch: Branch = "source" if index < batch else "target"
-    in_call = branch == "target" and first == 0
-    return Row(branch, True, index - batch if in_call else None)
+    """The row of a batch index in a slice that begins at `first`."""
+    block, picture = divmod(index, batch)
+    branch: Branch = "source" if block == 0 else "target"
+    source = picture if block > 0 and first == 0 else None
+    return Row(branch, True, source, max(block - 1, 0), picture)
 
 
 def check_sampler(sampler: Any) -> None:

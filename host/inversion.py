@@ -62,11 +62,11 @@ class InversionParts:
     latent: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, model: Any, trajectory: Trajectory, correction: str) -> InversionParts:
-        """The parts under a correction method's name."""
+    def of(cls, model: Any, trajectory: Trajectory, correction: str, targets: int = 1) -> InversionParts:
+        """The parts under a correction method's name, for a number of target prompts."""
         return cls(
             ReplaySampler(trajectory, correction_named(correction)),
             trajectory.descending,
             TrajectoryNoise(model, trajectory),
-            {"samples": clean_rows(model, trajectory)},
+            {"samples": clean_rows(model, trajectory, targets)},
         )

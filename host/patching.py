@@ -7,18 +7,22 @@ occupant as the inner attention; everywhere else the host's own path is left alo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, Row, Site
+from ..core.attention import Attend, AttentionCall, Controller, Fused, Kind, Place, Row, Site
 from ..core.errors import PivotError
+from ..core.layers import Layer
+from .layers import block_layers
+from .runs import CONTROLLERS, around_prediction, around_run, place_of, run_of
 
 KEY = "pivot_edit"
-CONTROLLERS = "pivot_controllers"
 ROWS = "pivot_rows"
 _SLOTS: dict[str, Kind] = {"attn1": "self", "attn2": "cross"}
+Patch = Callable[..., torch.Tensor]
 
 
 def add_controller(model: Any, controller: Controller) -> Any:
@@ -29,20 +33,10 @@ def add_controller(model: Any, controller: Controller) -> Any:
     options = clone.model_options.setdefault("transformer_options", {})
     options[CONTROLLERS] = (*options.get(CONTROLLERS, ()), controller)
     if not clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_run)
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, around_prediction)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _around_unet)
     return clone
-
-
-def controllers_of(model_options: dict[str, Any]) -> tuple[Controller, ...]:
-    """The chain of controllers in a model's options."""
-    return model_options.get("transformer_options", {}).get(CONTROLLERS, ())
-
-
-def wanted(model_options: dict[str, Any], place: Place) -> bool:
-    """Whether any controller edits anything at this place of the schedule."""
-    return any(
-        controller.wants(kind, place) for controller in controllers_of(model_options) for kind in _SLOTS.values()
-    )
 
 
 def with_rows(model_options: dict[str, Any], rows: tuple[Row, ...]) -> dict[str, Any]:
@@ -51,114 +45,104 @@ def with_rows(model_options: dict[str, Any], rows: tuple[Row, ...]) -> dict[str,
     return {**model_options, "transformer_options": transformer}
 
 
-def place_of(sigma: float, levels: torch.Tensor) -> Place:
-    """The place of a sigma in a descending list of levels, by its value."""
-    steps = len(levels) - 1
-    step = int((levels[:-1].float().cpu() - sigma).abs().argmin())
-    return Place(step, steps, sigma)
-
-
 def _around_unet(
     executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any, options: Any, **kw: Any
 ) -> Any:
-    """The wrapper: with controllers and announced rows, the call runs on patched options; otherwise as it is."""
+    """The wrapper: within a run of ours, the call runs on patched options; otherwise as it is."""
     return executor(x, timesteps, context, y, control, _patched(executor.class_obj, options), **kw)
 
 
 def _patched(unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    controllers: tuple[Controller, ...] = options.get(CONTROLLERS, ())
-    if not controllers or "sample_sigmas" not in options:
+    run = run_of({"transformer_options": options})
+    if run is None or "sample_sigmas" not in options:
         return options
-    rows = _rows_of_call(options)
+    rows = _rows_of_call(options.get(ROWS, run.rows), options["cond_or_uncond"])
     place = place_of(float(options["sigmas"][0]), options["sample_sigmas"])
     replace = dict(options.get("patches_replace", {}))
     for slot, kind in _SLOTS.items():
-        active = [controller for controller in controllers if controller.wants(kind, place)]
+        active = [one for one in run.states if one[0].wants(kind, place)]
         if active:
-            replace[slot] = _dispatchers(unet, slot, replace.get(slot, {}), active, rows, place)
+            occupants = replace.get(slot, {})
+            filled = dict(occupants)
+            for key, layer in block_layers(unet).items():
+                previous = occupants.get(key, occupants.get(key[:2]))
+                filled[key] = _Dispatcher(kind, layer, active, rows, place, previous)
+            replace[slot] = filled
     return {**options, "patches_replace": replace}
 
 
-def _rows_of_call(options: dict[str, Any]) -> tuple[Row, ...]:
-    """The rows of all chunks of this call, found through cond_or_uncond."""
-    announced: tuple[Row, ...] | None = options.get(ROWS)
-    if announced is None:
-        raise PivotError(
-            "a sampler that knows source and target rows",
-            "a plain sampler",
-            "Sample this model with the Edit Sampler, or with the Edit Guider in SamplerCustomAdvanced.",
-            "P2P Attention Controller",
-        )
+def _rows_of_call(announced: tuple[Row, ...], chunks: Sequence[int]) -> tuple[Row, ...]:
+    """The rows of all chunks of a call, found through cond_or_uncond: 0 is conditioned."""
     rows: list[Row] = []
-    for index in options["cond_or_uncond"]:
+    for index in chunks:
         first = len(rows)
         for row in announced:
             source = None if row.source is None else first + row.source
-            rows.append(Row(row.branch, index == 0, source, row.target))
+            rows.append(dataclasses.replace(row, cond=index == 0, source=source))
     return tuple(rows)
 
 
-def _dispatchers(
-    unet: torch.nn.Module,
-    slot: str,
-    occupants: dict[Any, Callable[..., torch.Tensor]],
-    controllers: list[Controller],
-    rows: tuple[Row, ...],
-    place: Place,
-) -> dict[Any, Callable[..., torch.Tensor]]:
-    """The slot's patches with ours on top, for every transformer block of the UNet."""
-    filled = dict(occupants)
-    for key in _block_keys(unet):
-        previous = occupants.get(key, occupants.get(key[:2]))
-        filled[key] = _dispatcher(slot, previous, controllers, rows, place)
-    return filled
+@dataclasses.dataclass(frozen=True)
+class _Dispatcher:
+    """The patch of one site in one UNet call: the controllers' chain over the slot's previous occupant."""
 
+    kind: Kind
+    layer: Layer
+    active: list[tuple[Controller, Any]]
+    rows: tuple[Row, ...]
+    place: Place
+    previous: Patch | None
 
-def _block_keys(unet: Any) -> list[tuple[str, int, int]]:
-    """(stage, block, index) of every transformer block, as the host keys its patches."""
-    from comfy.ldm.modules.attention import SpatialTransformer
-
-    keys = []
-    stages = (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks))
-    for stage, blocks in stages:
-        for number, block in enumerate(blocks):
-            for layer in block or ():
-                if isinstance(layer, SpatialTransformer):
-                    keys += [(stage, number, index) for index in range(len(layer.transformer_blocks))]
-    return keys
-
-
-def _dispatcher(
-    slot: str,
-    previous: Callable[..., torch.Tensor] | None,
-    controllers: list[Controller],
-    rows: tuple[Row, ...],
-    place: Place,
-) -> Callable[..., torch.Tensor]:
-    def dispatch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
-        if len(q) != len(rows):
-            raise PivotError(
-                f"{len(rows)} batch rows in the UNet call",
-                str(len(q)),
-                "Remove patches that change the batch size inside the UNet.",
-                f"{slot} at {extra.get('block')}",
-            )
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+        height, width = extra["activations_shape"][-2:]
+        self._check(q, height * width)
 
         def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return _host_attention(q, k, v, extra)
 
-        attend: Attend = lambda call: (  # noqa: E731
-            fused(call.q, call.k, call.v) if previous is None else previous(call.q, call.k, call.v, extra)
-        )
-        for controller in reversed(controllers):
-            attend = _chain(controller, attend)
-        return attend(AttentionCall(q, k, v, extra["n_heads"], _site(slot, extra), place, rows, fused))
+        def inner(call: AttentionCall) -> torch.Tensor:
+            if self.previous is None:
+                return fused(call.q, call.k, call.v)
+            return self.previous(call.q, call.k, call.v, extra)
 
-    return dispatch
+        def probe(values: torch.Tensor) -> torch.Tensor:
+            plain: Attend = lambda call: fused(call.q, call.k, call.v)  # noqa: E731
+            return self._chain(plain)(self._call(q, k, values, extra, fused))
+
+        call = dataclasses.replace(self._call(q, k, v, extra, fused), probe=probe)
+        return self._chain(inner)(call)
+
+    def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
+        height, width = extra["activations_shape"][-2:]
+        latent = extra["original_shape"]
+        site = Site(self.kind, self.layer, height, width, (latent[-2], latent[-1]))
+        return AttentionCall(q, k, v, extra["n_heads"], site, self.place, self.rows, fused)
+
+    def _chain(self, attend: Attend) -> Attend:
+        for controller, state in reversed(self.active):
+            attend = _link(controller, attend, state)
+        return attend
+
+    def _check(self, q: torch.Tensor, tokens: int) -> None:
+        where = f"{self.kind}-attention {self.layer.name}"
+        if len(q) != len(self.rows):
+            raise PivotError(
+                f"{len(self.rows)} batch rows in the UNet call",
+                str(len(q)),
+                "Remove patches that change the batch size inside the UNet.",
+                where,
+            )
+        if q.shape[1] != tokens:
+            raise PivotError(
+                f"{tokens} tokens",
+                f"{q.shape[1]}: token merging or another patch has changed their number",
+                "Remove token merging (Tome Patch Model) from this model; attention edits need every token.",
+                where,
+            )
 
 
-def _chain(controller: Controller, attend: Attend) -> Attend:
-    return lambda call: controller(call, attend)
+def _link(controller: Controller, attend: Attend, state: Any) -> Attend:
+    return lambda call: controller(call, attend, state)
 
 
 def _host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
@@ -168,10 +152,3 @@ def _host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: di
     return optimized_attention(
         q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
     )
-
-
-def _site(slot: str, extra: dict[str, Any]) -> Site:
-    height, width = extra["activations_shape"][-2:]
-    stage, block = extra["block"]
-    latent = extra["original_shape"]
-    return Site(_SLOTS[slot], stage, block, extra["block_index"], height, width, latent[-2] * latent[-1])

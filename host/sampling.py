@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
+from ..core.attention import Place
 from ..core.correction import Correction
 from ..core.errors import PivotError, check_finite
 from ..core.schedule import Denoise, ddim_step, level_table, predict_eps, to_exploding
@@ -17,6 +18,7 @@ from ..core.trajectory import Trajectory
 from ..inversion.ddim import invert
 from .models import check_unet, conditioning_fingerprint, fingerprint, trained_sigmas
 from .prompts import Conditioning
+from .runs import run_of
 
 
 def _denoiser(guider: Any, extra_args: dict[str, Any]) -> Denoise:
@@ -60,7 +62,7 @@ class InversionSampler(comfy.samplers.Sampler):
 
 
 class ReplaySampler(comfy.samplers.Sampler):
-    """DDIM from the trajectory's noise to the picture on [source; target] rows, under a correction method."""
+    """DDIM from the trajectory's noise to the picture on [source; targets] rows, under a correction method."""
 
     def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
         self.trajectory = trajectory
@@ -80,6 +82,7 @@ class ReplaySampler(comfy.samplers.Sampler):
         pivot, batch = self.trajectory, self.trajectory.batch
         _check_levels(sigmas, pivot)
         denoise = _denoiser(model_wrap, extra_args)
+        run = run_of(extra_args["model_options"])
         levels = [float(sigma) for sigma in pivot.sigmas.flip(0)]
         x = torch.cat([pivot.noise] * (len(latent_image) // batch)).to(latent_image)
         for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
@@ -87,6 +90,7 @@ class ReplaySampler(comfy.samplers.Sampler):
             denoised = to_exploding(x, sigma) - sigma * eps
             x = ddim_step(x, eps, sigma, sigma_next)
             x[:batch] = self.correction.source_after(x[:batch], pivot, pivot.steps - i - 1)
+            x = x if run is None else run.after_step(x, Place(i, pivot.steps, sigma))
             check_finite(x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}")
             if callback is not None:
                 callback(i, denoised.roll(batch, 0), x.roll(batch, 0), pivot.steps)
@@ -147,7 +151,8 @@ def run_inversion(
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """What an edit gives: LATENT samples [B, C, H, W] on the host's scale, and UNet rows run per step."""
+    """What an edit gives: LATENT samples on the host's scale, edited [targets * B, C, H, W] and reconstructed
+    [B, C, H, W], and UNet rows run per step and picture."""
 
     edited: torch.Tensor
     reconstructed: torch.Tensor
@@ -157,7 +162,7 @@ class Edit:
 def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edit:
     """Replay an inversion under an EditGuider."""
     model = guider.model_patcher
-    latent = clean_rows(model, trajectory)
+    latent = clean_rows(model, trajectory, guider.targets)
     rows = guider.sample(
         torch.zeros_like(latent),
         latent,
@@ -172,9 +177,9 @@ def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edi
     return Edit(rows[batch:], rows[:batch], rows_per_step)
 
 
-def clean_rows(model: Any, trajectory: Trajectory) -> torch.Tensor:
-    """The inverted picture on the host's latent scale, once for the source and once for the target rows."""
-    return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * 2))
+def clean_rows(model: Any, trajectory: Trajectory, targets: int = 1) -> torch.Tensor:
+    """The inverted picture on the host's latent scale, once for the source and once for each target's rows."""
+    return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * (1 + targets)))
 
 
 def latent_psnr(a: torch.Tensor, b: torch.Tensor) -> float:

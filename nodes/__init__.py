@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention import PivotPromptToPrompt
+from .attention import PivotLocalBlend, PivotMasaCtrl, PivotPromptToPrompt
 from .compare import PivotCompare
 from .inversion import PivotDDIMInversion, PivotInversionParts
 from .loaders import PivotToyModel
-from .prompts import PivotPromptPair, PivotSourcePrompt
+from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
+from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
 from .sampling import PivotEditGuider, PivotEditSampler
 
 NODES: list[type[io.ComfyNode]] = [
     PivotToyModel,
     PivotSourcePrompt,
     PivotPromptPair,
+    PivotAddTarget,
+    PivotRowsForKSampler,
     PivotDDIMInversion,
     PivotInversionParts,
     PivotPromptToPrompt,
+    PivotLocalBlend,
+    PivotMasaCtrl,
     PivotEditSampler,
     PivotEditGuider,
+    PivotRecordAttention,
+    PivotAttentionMaps,
+    PivotBlendMask,
     PivotCompare,
 ]
 

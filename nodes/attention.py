@@ -4,14 +4,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention import PromptToPrompt
-from ..core.words import MODES
-from ..host.patching import add_controller
+from ..core.words import MAPPERS, MODES
+from ..host import controls
 from .sockets import CATEGORY, Words, model_input
 
 
 def _fraction(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+def _words_input() -> io.Input:
+    return Words.Input("words", tooltip="Which words correspond, from Prompt Pair or Add Target.")
 
 
 class PivotPromptToPrompt(io.ComfyNode):
@@ -23,16 +26,16 @@ class PivotPromptToPrompt(io.ComfyNode):
             category=CATEGORY,
             description="Prompt-to-Prompt: the edit takes over where the source picture looks, so that shapes and "
             "places stay while words change. Works on the fused attention of the host, at any resolution.",
-            search_aliases=["p2p", "prompt-to-prompt", "attention replace", "attention refine"],
+            search_aliases=["p2p", "prompt-to-prompt", "attention replace", "attention refine", "attention reweight"],
             inputs=[
                 model_input("The model to patch; the model itself is left as it is."),
-                Words.Input("words", tooltip="Which words correspond, from Prompt Pair."),
+                _words_input(),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
                     tooltip="replace: swap words one for one (equal word counts); refine: add or remove words; "
-                    "auto: replace where the counts agree, else refine.",
+                    "auto: replace where the counts agree, else refine; reweight: by position, for weights alone.",
                 ),
                 _fraction(
                     "cross_start",
@@ -60,6 +63,28 @@ class PivotPromptToPrompt(io.ComfyNode):
                     "Self-attention is edited in layers with at most this fraction of the latent's positions. 0.0625: "
                     "coarse layers only (as prompt-to-prompt), 0.25: as null-text inversion, 1: all.",
                 ),
+                io.String.Input(
+                    "word_weights",
+                    default="",
+                    optional=True,
+                    tooltip="How strongly words of the target prompt act, e.g. `shiny: 2, red: 0`. Above 1 more, below "
+                    "1 less, 0 not at all, negative the opposite; -2 to 5. Works while the cross window is open.",
+                ),
+                io.String.Input(
+                    "word_windows",
+                    default="",
+                    optional=True,
+                    tooltip="Cross windows of single words, e.g. `star: 0-0.3, red: 0.9`. A shorter window lets this "
+                    "word take a shape of its own; other words keep cross_start and cross_end.",
+                ),
+                io.Combo.Input(
+                    "mapper",
+                    options=list(MAPPERS),
+                    default="fixed",
+                    optional=True,
+                    tooltip="fixed: attention is never lost between words; legacy: the table of the public "
+                    "implementations, to compare with their results.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), io.String.Output(display_name="alignment")],
         )
@@ -75,7 +100,187 @@ class PivotPromptToPrompt(io.ComfyNode):
         self_start: float,
         self_end: float,
         self_limit: float,
+        word_weights: str = "",
+        word_windows: str = "",
+        mapper: str = "fixed",
     ) -> io.NodeOutput:
-        alignment = words.align(mode)
-        controller = PromptToPrompt(alignment, (cross_start, cross_end), (self_start, self_end), self_limit)
-        return io.NodeOutput(add_controller(model, controller), f"{alignment.mode}: {alignment.note}")
+        cross, self_ = (cross_start, cross_end), (self_start, self_end)
+        return io.NodeOutput(
+            *controls.prompt_to_prompt(model, words, mode, cross, self_, self_limit, word_weights, word_windows, mapper)
+        )
+
+
+class PivotLocalBlend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotLocalBlend",
+            display_name="Local Blend",
+            category=CATEGORY,
+            description="Keeps everything outside of a region exactly as in the source. The region is where the "
+            "model looks for the words you name, or a mask, or both. Chains with the other controllers in any order.",
+            search_aliases=["p2p local blend", "blend words", "edit mask", "localblend"],
+            inputs=[
+                model_input("The model to patch; the model itself is left as it is."),
+                io.String.Input(
+                    "blend_words",
+                    default="",
+                    tooltip="What changes, before and after, e.g. `cat, dog`. Words of either prompt; a replaced word "
+                    "stands for its counterpart too. May be empty with a mask.",
+                ),
+                io.String.Input(
+                    "subtract_words",
+                    default="",
+                    tooltip="What must not change although it lies there, e.g. `grass`. Usually empty.",
+                ),
+                _fraction(
+                    "threshold",
+                    0.3,
+                    "Which share of the strongest attention still belongs to the region. Higher makes it smaller; "
+                    "0.2 to 0.6.",
+                ),
+                _fraction(
+                    "subtract_threshold",
+                    0.3,
+                    "The same for subtract_words. Higher subtracts less; 0.2 to 0.6.",
+                ),
+                _fraction(
+                    "start",
+                    0.2,
+                    "From which fraction of the steps on. Earlier keeps more of the surroundings; the region is found "
+                    "more surely later. 0 to 0.3.",
+                ),
+                io.Boolean.Input(
+                    "pool",
+                    default=True,
+                    tooltip="Widen the words' maps by one position before the threshold, as in the paper.",
+                ),
+                Words.Input(
+                    "words",
+                    optional=True,
+                    tooltip="For blend_words: which words there are and correspond, from Prompt Pair or Add Target.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the edit may show (white), of any size. Alone, or as a limit to the words' region.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        blend_words: str,
+        subtract_words: str,
+        threshold: float,
+        subtract_threshold: float,
+        start: float,
+        pool: bool,
+        words: Any = None,
+        mask: Any = None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            controls.local_blend(
+                model, words or (), blend_words, subtract_words, threshold, subtract_threshold, start, pool, mask
+            )
+        )
+
+
+class PivotMasaCtrl(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotMasaCtrl",
+            display_name="MasaCtrl Mutual Self-Attn",
+            category=CATEGORY,
+            description="The edit keeps the look of the source and takes its layout from the target prompt: another "
+            "pose, place or shape of the same thing. For changes of colour or material use the P2P Attention "
+            "Controller.",
+            search_aliases=["masactrl", "mutual self attention", "non-rigid edit", "pose edit"],
+            inputs=[
+                model_input("The model to patch; the model itself is left as it is."),
+                io.Combo.Input(
+                    "mode",
+                    options=["plain", "union"],
+                    default="plain",
+                    tooltip="plain: the target sees only the source's content; union: its own too, for things that "
+                    "the source does not have.",
+                ),
+                io.String.Input(
+                    "layers",
+                    default="auto",
+                    tooltip="Where: auto (the finer decoder layers, as in the paper), or e.g. `up.2-3`, `mid, up.1`, "
+                    "`up.1.2`, all. stage.level.number as in diffusers. More layers keep more of the source.",
+                ),
+                _fraction(
+                    "start",
+                    0.08,
+                    "From which fraction of the steps on. Later gives the layout more freedom; 0.04 to 0.4 (paper: "
+                    "step 4 of 50).",
+                ),
+                _fraction("end", 1.0, "Until which fraction of the steps. Earlier frees details; usually 1."),
+                Words.Input(
+                    "words",
+                    optional=True,
+                    tooltip="For mask_words: which words there are, from Prompt Pair.",
+                ),
+                io.String.Input(
+                    "mask_words",
+                    default="",
+                    optional=True,
+                    tooltip="The object, e.g. `cat`: object and surroundings then only look at their own kind in the "
+                    "source. Empty: no automatic mask.",
+                ),
+                io.Float.Input(
+                    "mask_threshold",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Of the automatic mask. Higher makes the object smaller; 0.1 to 0.5.",
+                ),
+                io.Mask.Input(
+                    "source_mask",
+                    optional=True,
+                    tooltip="Where the object is in the source (white), instead of the automatic mask.",
+                ),
+                io.Mask.Input(
+                    "target_mask",
+                    optional=True,
+                    tooltip="Where the object shall be in the edit (white). Without it the source_mask counts.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL"), io.String.Output(display_name="layers")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        mode: str,
+        layers: str,
+        start: float,
+        end: float,
+        words: Any = None,
+        mask_words: str = "",
+        mask_threshold: float = 0.1,
+        source_mask: Any = None,
+        target_mask: Any = None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            *controls.masactrl(
+                model,
+                layers,
+                (start, end),
+                mode == "union",
+                words,
+                mask_words,
+                mask_threshold,
+                source_mask,
+                target_mask,
+            )
+        )

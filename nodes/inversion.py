@@ -94,6 +94,14 @@ class PivotInversionParts(io.ComfyNode):
                     default="direct",
                     tooltip="As on the Edit Guider; set both alike.",
                 ),
+                io.Int.Input(
+                    "targets",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="How many target prompts the Edit Guider has: 1, and 1 more for each Add Target.",
+                ),
             ],
             outputs=[
                 io.Sampler.Output(display_name="sampler"),
@@ -104,6 +112,6 @@ class PivotInversionParts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, inversion: Any, correction: str) -> io.NodeOutput:
-        parts = InversionParts.of(model, inversion, correction)
+    def execute(cls, model: Any, inversion: Any, correction: str, targets: int = 1) -> io.NodeOutput:
+        parts = InversionParts.of(model, inversion, correction, targets)
         return io.NodeOutput(parts.sampler, parts.sigmas, parts.noise, parts.latent)

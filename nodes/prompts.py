@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.conditioning import add_target, stack_rows
 from ..host.prompts import check_prompt, encode, read_pair
 from .sockets import CATEGORY, Words
 
@@ -75,4 +76,56 @@ class PivotPromptPair(io.ComfyNode):
         pair = read_pair(clip, source_prompt, target_prompt)
         texts = (source_prompt, target_prompt, negative_prompt)
         source, target, negative = (encode(clip, text) for text in texts)
-        return io.NodeOutput(source, target, pair, negative)
+        return io.NodeOutput(source, target, (pair,), negative)
+
+
+class PivotAddTarget(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotAddTarget",
+            display_name="Add Target",
+            category=CATEGORY,
+            description="One more target prompt for the same source. All targets are edited in one run and share the "
+            "source's work. Chain as many as you like.",
+            search_aliases=["several targets", "more edits", "batch edit"],
+            inputs=[
+                io.Clip.Input("clip", tooltip=_CLIP),
+                Words.Input("words", tooltip="The words so far, from Prompt Pair or another Add Target."),
+                io.Conditioning.Input("target", tooltip="The targets so far, from the same node as the words."),
+                io.String.Input(
+                    "target_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="Another way the picture should become.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="target"), Words.Output(display_name="words")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, words: Any, target: Any, target_prompt: str) -> io.NodeOutput:
+        return io.NodeOutput(*add_target(clip, words, target, target_prompt))
+
+
+class PivotRowsForKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotRowsForKSampler",
+            display_name="Rows for KSampler",
+            category=CATEGORY,
+            description="Edits between generated pictures with the stock KSampler, as in the papers: connect this as "
+            "the positive conditioning and an empty latent with batch_size 2. The first picture is the source, the "
+            "second the edit, from the same noise.",
+            search_aliases=["generated edit", "p2p ksampler", "prompt rows"],
+            inputs=[
+                io.Conditioning.Input("source", tooltip="The prompt of the first picture."),
+                io.Conditioning.Input("target", tooltip="The prompt of the edit, or of several from Add Target."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="positive")],
+        )
+
+    @classmethod
+    def execute(cls, source: Any, target: Any) -> io.NodeOutput:
+        return io.NodeOutput(stack_rows(source, target, 1, "Rows for KSampler"))

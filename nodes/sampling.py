@@ -29,6 +29,10 @@ class PivotEditSampler(io.ComfyNode):
                 io.Latent.Output(display_name="edited"),
                 io.Latent.Output(display_name="reconstructed"),
                 io.String.Output(display_name="report"),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="Where Local Blend let the edit show in its last step; all white without it.",
+                ),
             ],
         )
 

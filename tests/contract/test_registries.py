@@ -123,7 +123,7 @@ def undescribed(source: str, promised: frozenset[str] = frozenset()) -> list[str
     return missing
 
 
-PROMISED = frozenset({"wants", "source_after", "name", "label", "uncond", "pinned"})
+PROMISED = frozenset({"wants", "after_step", "source_after", "name", "label", "uncond", "pinned"})
 """What the contracts Controller and Correction in core describe for all who fill them."""
 
 

@@ -10,6 +10,7 @@ import torch
 
 import unets
 from pivot_edit.attention import PromptToPrompt
+from pivot_edit.core.attention import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
 from pivot_edit.host import sampling
@@ -20,13 +21,13 @@ from pivot_edit.host.patching import add_controller
 KINDS = tuple(unets.SHAPES)
 
 
-class Passthrough:
+class Passthrough(Controller):
     """A controller that wants every site and changes nothing."""
 
     def wants(self, kind: str, place: Any) -> bool:
         return True
 
-    def __call__(self, call: Any, attend: Any) -> torch.Tensor:
+    def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
         return attend(call)
 
 
@@ -44,7 +45,7 @@ def pair(changed: int = 3, words: int = 6) -> PromptPair:
 
 
 def p2p(model: Any, changed: int = 3, mode: str = "auto", **windows: Any) -> Any:
-    return add_controller(model, PromptToPrompt(pair(changed).align(mode), **windows))
+    return add_controller(model, PromptToPrompt((pair(changed).align(mode),), **windows))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -69,7 +70,7 @@ def trajectory(model: Any, texts: dict[str, Any]) -> Any:
 
 
 def run(model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0) -> Any:
-    edited, back, report = edit(model, trajectory, **texts, cfg=cfg, correction=correction)
+    edited, back, report, _ = edit(model, trajectory, **texts, cfg=cfg, correction=correction)
     return edited["samples"], back["samples"], report
 
 

@@ -23,7 +23,7 @@ SIZES = {
 
 
 def p2p(model: Any) -> Any:
-    return add_controller(model, PromptToPrompt(pair().align("replace"), (0, 1), (0, 1)))
+    return add_controller(model, PromptToPrompt((pair().align("replace"),), (0, 1), (0, 1)))
 
 
 def one_step(kind: str, height: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -31,7 +31,7 @@ def one_step(kind: str, height: int, width: int, dtype: torch.dtype = torch.floa
     source, target, negative = (unets.conditioning(kind, seed) for seed in range(3))
     latent = unets.latent(height, width)
     pivot = invert_latent(model, latent, source, 1, "reference", "reference", False)[0]
-    edited, back, _ = edit(p2p(model), pivot, source, target, negative, 5.0, "direct")
+    edited, back, *_ = edit(p2p(model), pivot, source, target, negative, 5.0, "direct")
     assert edited["samples"].shape == latent["samples"].shape
     torch.testing.assert_close(back["samples"], latent["samples"], rtol=1e-5, atol=1e-5)
     return edited["samples"]

@@ -24,6 +24,7 @@ from reference import (
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
 from pivot_edit.core.attention import AttentionCall, Place, Row, Site
 from pivot_edit.core.errors import PivotError
+from pivot_edit.core.layers import Layer
 from pivot_edit.core.words import Alignment, PromptPair, align_refine, align_replace
 
 Kind = Literal["self", "cross"]
@@ -81,7 +82,7 @@ def make_call(
     rows, wide = len(layout.rows), heads * width
     q = noise(seed, rows, tokens, wide).to(dtype)
     k, v = (noise(seed + i, rows, keys, wide).to(dtype) for i in (1, 2))
-    site = Site(kind, "input", 1, 0, *queries, 4 * tokens if latent is None else latent)
+    site = Site(kind, Layer("down", 1, 0, 0, 2), *queries, (4 * tokens if latent is None else latent, 1))
     return AttentionCall(q, k, v, heads, site, place, layout.rows, fused(heads))
 
 
@@ -138,7 +139,9 @@ def test_cross_attention_is_the_edit_of_the_maps(
 ) -> None:
     words = alignment(columns, seed, 0.5 if keeps else 0.0)
     call = make_call("cross", layout, seed, heads, width, columns=columns)
-    assert_exact(PromptToPrompt(words)(call, Attend()), edited_by_maps(call, words.mapper, words.own, layout))
+    assert_exact(
+        PromptToPrompt((words,) * 3)(call, Attend(), {}), edited_by_maps(call, words.mapper, words.own, layout)
+    )
 
 
 @few
@@ -147,7 +150,7 @@ def test_self_attention_is_the_map_of_the_source(
     layout: Layout, seed: int, heads: int, queries: tuple[int, int]
 ) -> None:
     call = make_call("self", layout, seed, heads, queries=queries)
-    assert_exact(PromptToPrompt(alignment())(call, Attend()), self_by_maps(call, layout))
+    assert_exact(PromptToPrompt((alignment(),))(call, Attend(), {}), self_by_maps(call, layout))
 
 
 @pytest.mark.parametrize("mode", ["replace", "refine"])
@@ -164,7 +167,7 @@ def test_real_prompts_edit_as_the_paper_writes_it(mode: str) -> None:
     maps[3, ..., 9:] = theirs[..., 9:]
     if mode == "replace":
         maps[3, ..., 76] += theirs[..., 6:9].sum(-1)
-    assert_exact(PromptToPrompt(words)(call, Attend()), times_v(maps, call.v, call.heads))
+    assert_exact(PromptToPrompt((words,))(call, Attend(), {}), times_v(maps, call.v, call.heads))
 
 
 @few
@@ -191,14 +194,14 @@ def test_repeated_contexts_edit_as_if_they_were_not_repeated(
         mine = probabilities(short.q[target][None], keys[target][None], 2)
         maps = theirs @ words.mapper.double() + mine * words.own.double()
         expected[target] = times_v(maps, values[target][None], 2)[0]
-    assert_exact(PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend()), expected)
+    assert_exact(PromptToPrompt((words,) * 3)(short.replace(short.q, long_k, long_v), Attend(), {}), expected)
 
 
 @pytest.mark.parametrize(("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))])
 def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(columns: int, lengths: tuple[int, int]) -> None:
     words = Alignment(torch.zeros(lengths), torch.zeros(lengths[1]), "", "")
     with pytest.raises(PivotError, match=f"of {lengths[0]} and {lengths[1]} tokens, but got {columns}"):
-        PromptToPrompt(words)(make_call("cross", columns=columns), Attend())
+        PromptToPrompt((words,))(make_call("cross", columns=columns), Attend(), {})
 
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
@@ -210,7 +213,7 @@ def test_half_precision_is_within_twice_the_error_of_plain_attention(kind: Kind,
     for seed in range(10):
         call = make_call(kind, seed=seed, heads=4, width=8, queries=(4, 4), dtype=dtype)
         exact = edited_by_maps(call, words.mapper, words.own, TWO) if kind == "cross" else self_by_maps(call, TWO)
-        out = PromptToPrompt(words)(call, Attend())
+        out = PromptToPrompt((words,))(call, Attend(), {})
         assert out.dtype == dtype
         ours += (out.double() - exact)[3].square().mean().item()
         theirs += (plain(call).double() - attention(call.q, call.k, call.v, 4))[3].square().mean().item()
@@ -220,7 +223,7 @@ def test_half_precision_is_within_twice_the_error_of_plain_attention(kind: Kind,
 def test_sums_of_attention_stay_one_under_replace_whatever_the_token_counts() -> None:
     words = align_replace(prompt("a trooper-3, on a gg-4"), prompt("a cat on ee-2 sofa"))
     call = make_call("cross")
-    out = PromptToPrompt(words)(call.replace(call.q, call.k, torch.ones_like(call.v)), Attend())
+    out = PromptToPrompt((words,))(call.replace(call.q, call.k, torch.ones_like(call.v)), Attend(), {})
     assert_exact(out, torch.ones_like(out))
 
 
@@ -239,7 +242,7 @@ def test_source_and_unconditional_rows_are_bit_equal_to_plain(
 ) -> None:
     call = make_call(kind, layout, seed, dtype=dtype)
     before = [x.clone() for x in (call.q, call.k, call.v)]
-    out = PromptToPrompt(alignment(seed=seed))(call, Attend())
+    out = PromptToPrompt((alignment(seed=seed),) * 3)(call, Attend(), {})
     assert torch.equal(out[layout.untouched], plain(call)[layout.untouched])
     assert not torch.equal(out, plain(call))
     assert all(torch.equal(x, y) for x, y in zip(before, (call.q, call.k, call.v), strict=True))
@@ -249,7 +252,7 @@ def test_source_and_unconditional_rows_are_bit_equal_to_plain(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_closed_windows_hand_on_the_very_same_call_once(kind: Kind, dtype: torch.dtype) -> None:
     call, attend = make_call(kind, dtype=dtype), Attend()
-    out = PromptToPrompt(alignment(), cross=(0.0, 0.0), self_=(0.0, 0.0))(call, attend)
+    out = PromptToPrompt((alignment(),), cross=(0.0, 0.0), self_=(0.0, 0.0))(call, attend, {})
     assert attend.calls == [call] and attend.calls[0] is call
     assert torch.equal(out, plain(call))
 
@@ -257,7 +260,7 @@ def test_closed_windows_hand_on_the_very_same_call_once(kind: Kind, dtype: torch
 @pytest.mark.parametrize("rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, 0)) * 2])
 def test_rows_without_a_source_or_without_condition_are_nobodys_edit(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(make_call("cross"), rows=rows), Attend()
-    PromptToPrompt(alignment())(call, attend)
+    PromptToPrompt((alignment(),))(call, attend, {})
     assert attend.calls == [call] and attend.calls[0] is call
 
 
@@ -269,7 +272,7 @@ def test_an_identical_prompt_gives_the_source_bit_for_bit(mode: str, dtype: torc
     call = make_call("cross", dtype=dtype)
     k, v = call.k.clone(), call.v.clone()
     k[3], v[3] = k[2], v[2]
-    out = PromptToPrompt(PromptPair(p, p).align(mode))(call.replace(call.q, k, v), Attend())
+    out = PromptToPrompt((PromptPair(p, p).align(mode),))(call.replace(call.q, k, v), Attend(), {})
     assert torch.equal(out[3], out[2])
 
 
@@ -284,7 +287,7 @@ def test_the_chain_runs_once_and_only_kept_columns_cost_a_second_attention(kept:
     def quiet(inner: AttentionCall) -> torch.Tensor:
         return attend(dataclasses.replace(inner, fused=fused(2)))
 
-    PromptToPrompt(alignment(kept=kept))(dataclasses.replace(call, fused=counting), quiet)
+    PromptToPrompt((alignment(kept=kept),))(dataclasses.replace(call, fused=counting), quiet, {})
     assert len(attend.calls) == 1
     assert extra == [1] * terms
 
@@ -295,7 +298,7 @@ def test_what_the_rest_of_the_chain_does_is_kept() -> None:
     def doubled(inner: AttentionCall) -> torch.Tensor:
         return plain(inner) + 1.0
 
-    assert_exact(PromptToPrompt(words)(call, doubled), PromptToPrompt(words)(call, Attend()) + 1.0)
+    assert_exact(PromptToPrompt((words,))(call, doubled, {}), PromptToPrompt((words,))(call, Attend(), {}) + 1.0)
 
 
 # when
@@ -306,19 +309,19 @@ def steps_open(controller: PromptToPrompt, kind: Kind, steps: int = 50) -> list[
 
 
 def test_cross_windows_count_on_steps_plus_one_and_self_windows_on_steps() -> None:
-    controller = PromptToPrompt(alignment(), cross=(0.2, 0.8), self_=(0.2, 0.8))
+    controller = PromptToPrompt((alignment(),), cross=(0.2, 0.8), self_=(0.2, 0.8))
     assert steps_open(controller, "cross") == list(range(10, 40))
     assert steps_open(controller, "self") == list(range(10, 40))
-    half = PromptToPrompt(alignment(), cross=(0.0, 0.98), self_=(0.0, 0.98))
+    half = PromptToPrompt((alignment(),), cross=(0.0, 0.98), self_=(0.0, 0.98))
     assert steps_open(half, "cross")[-1] == 48 and steps_open(half, "self")[-1] == 48
-    five = PromptToPrompt(alignment(), cross=(0.0, 0.5), self_=(0.0, 0.5))
+    five = PromptToPrompt((alignment(),), cross=(0.0, 0.5), self_=(0.0, 0.5))
     assert steps_open(five, "cross", 5) == [0, 1, 2] and steps_open(five, "self", 5) == [0, 1]
 
 
 @few
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60))
 def test_any_window_is_the_reference_table(start: float, end: float, steps: int) -> None:
-    controller = PromptToPrompt(alignment(), cross=(start, end), self_=(start, end))
+    controller = PromptToPrompt((alignment(),), cross=(start, end), self_=(start, end))
     table = torch.zeros(steps + 1)
     table[int(start * (steps + 1)) : int(end * (steps + 1))] = 1
     assert steps_open(controller, "cross", steps) == table[:steps].nonzero().flatten().tolist()
@@ -326,16 +329,16 @@ def test_any_window_is_the_reference_table(start: float, end: float, steps: int)
 
 
 def test_an_integer_one_is_the_whole_run() -> None:
-    controller = PromptToPrompt(alignment(), cross=(0, 1), self_=(0, 1))
+    controller = PromptToPrompt((alignment(),), cross=(0, 1), self_=(0, 1))
     assert steps_open(controller, "cross") == steps_open(controller, "self") == list(range(50))
 
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_the_edit_stops_exactly_where_its_window_closes(kind: Kind) -> None:
-    controller = PromptToPrompt(alignment(), cross=(0.1, 0.8), self_=(0.1, 0.8))
+    controller = PromptToPrompt((alignment(),), cross=(0.1, 0.8), self_=(0.1, 0.8))
     for step, is_open in ((4, False), (5, True), (39, True), (40, False)):
         call = make_call(kind, place=Place(step, 50, 1.0))
-        assert torch.equal(controller(call, Attend()), plain(call)) is not is_open
+        assert torch.equal(controller(call, Attend(), {}), plain(call)) is not is_open
 
 
 @pytest.mark.parametrize("name", ["cross", "self_"])
@@ -343,7 +346,7 @@ def test_the_edit_stops_exactly_where_its_window_closes(kind: Kind) -> None:
 def test_a_window_outside_the_run_is_refused(name: str, window: tuple[float, float]) -> None:
     label = name.strip("_")
     with pytest.raises(PivotError, match=f"{label}_start and {label}_end between 0 and 1"):
-        PromptToPrompt(alignment(), **{name: window})
+        PromptToPrompt((alignment(),), **{name: window})
 
 
 # where
@@ -352,7 +355,7 @@ def test_a_window_outside_the_run_is_refused(name: str, window: tuple[float, flo
 @pytest.mark.parametrize(("latent", "is_edited"), [(24, True), (23, False), (6, False), (96, True)])
 def test_self_attention_is_edited_up_to_a_quarter_of_the_latent(latent: int, is_edited: bool) -> None:
     call, attend = make_call("self", queries=(2, 3), latent=latent), Attend()
-    out = PromptToPrompt(alignment())(call, attend)
+    out = PromptToPrompt((alignment(),))(call, attend, {})
     assert torch.equal(out, plain(call)) is not is_edited
     assert (attend.calls[0] is call) is not is_edited
 
@@ -362,13 +365,13 @@ def test_the_limit_of_self_attention_can_be_chosen(limit: float) -> None:
     areas = {6: 1.0, 24: 1 / 4, 96: 1 / 16}
     for latent, area in areas.items():
         call = make_call("self", queries=(2, 3), latent=latent)
-        out = PromptToPrompt(alignment(), self_limit=limit)(call, Attend())
+        out = PromptToPrompt((alignment(),), self_limit=limit)(call, Attend(), {})
         assert torch.equal(out, plain(call)) is not (area <= limit)
 
 
 def test_cross_attention_is_edited_at_any_size() -> None:
     call = make_call("cross", queries=(2, 3), latent=6)
-    assert not torch.equal(PromptToPrompt(alignment(), self_limit=0.0)(call, Attend()), plain(call))
+    assert not torch.equal(PromptToPrompt((alignment(),), self_limit=0.0)(call, Attend(), {}), plain(call))
 
 
 def test_no_map_is_ever_built() -> None:
@@ -387,5 +390,5 @@ def test_no_map_is_ever_built() -> None:
         return torch.zeros_like(q)
 
     with Sizes():
-        PromptToPrompt(words)(dataclasses.replace(call, fused=no_attention), lambda c: torch.zeros_like(c.q))
+        PromptToPrompt((words,))(dataclasses.replace(call, fused=no_attention), lambda c: torch.zeros_like(c.q), {})
     assert sizes and max(sizes) <= max(call.q.numel(), call.v.numel(), 77 * 77)

@@ -88,8 +88,8 @@ def test_replacing_with_another_number_of_words_is_refused() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(PivotError, match="auto.*replace.*refine.*but got 'reweight'"):
-        SILVER.align("reweight")
+    with pytest.raises(PivotError, match="auto.*replace.*refine.*but got 'swap'"):
+        SILVER.align("swap")
 
 
 # replace

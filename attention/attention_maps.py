@@ -1,0 +1,57 @@
+"""Attention maps of every word, recorded from any sampling (Tang et al. 2022, DAAM, arXiv 2210.04885).
+
+Where a word is looked at, mean over heads and layers of one scale, sum over a window of the steps. All columns of
+the text are recorded, so that words are chosen afterwards; the maps are folded, one-hot values through fused
+attention, edits of other controllers included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Row, window_open
+from ..core.layers import map_scale
+from ..core.maps import Columns, MapSum, Results, key_of, word_maps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionMaps(Controller):
+    """Records the cross-attention maps of a run.
+
+    scales: the scales the model has attention at; start, end: the window of the steps; results: the maps of runs,
+    [h, w, columns], by the latent that they made.
+    """
+
+    needs_source: ClassVar[bool] = False
+    scales: tuple[int, ...]
+    start: float = 0.0
+    end: float = 1.0
+    results: Results = dataclasses.field(default_factory=Results)
+
+    def wants(self, kind: Kind, place: Place) -> bool:
+        return kind == "cross" and window_open((self.start, self.end), place, place.steps)
+
+    def begin(self) -> MapSum:
+        """No maps."""
+        return MapSum()
+
+    def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
+        if call.site.layer.scale == map_scale(call.site.latent, self.scales):
+            state.add(call, word_maps(call, self._groups(call)))
+        return attend(call)
+
+    @staticmethod
+    def _groups(call: AttentionCall) -> dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]:
+        count = call.v.shape[1]
+        every = (count, tuple((column,) for column in range(count)))
+        return {(row.branch, row.target): every for row in call.rows}
+
+    def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: MapSum) -> None:
+        """Keep each row's maps, to be shown."""
+        for index, row in enumerate(rows):
+            maps = state.sums.get(key_of(row))
+            if maps is not None:
+                self.results.put(samples[index], maps.cpu())

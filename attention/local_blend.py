@@ -1,0 +1,141 @@
+"""Local blend of Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, sec. 4): edit only where words are looked at.
+
+After each step, `x <- x_source + mask (x - x_source)`. The mask is where the words' maps, summed over the steps so
+far, exceed a share of their greatest value, in the source or in the target (METHODS 3.7). The maps are folded:
+one-hot values through fused attention, edits included. A user's mask works alone or limits the words' one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Reads, Row
+from ..core.errors import PivotError
+from ..core.layers import map_scale
+from ..core.maps import Columns, MapSum, Results, key_of, resize, word_maps
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendWords:
+    """The token columns of one target's words: those to edit at and those to keep, in both prompts.
+
+    Lengths are the prompts' numbers of columns; columns may be empty.
+    """
+
+    source_length: int
+    target_length: int
+    source: Columns
+    target: Columns
+    source_subtract: Columns = ()
+    target_subtract: Columns = ()
+
+
+@dataclasses.dataclass(eq=False)
+class BlendState:
+    """A run's maps and the masks it last used, by row."""
+
+    maps: MapSum = dataclasses.field(default_factory=MapSum)
+    masks: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalBlend(Controller):
+    """Sets target latents to the source's outside of a mask, after every step.
+
+    words: of each target, or empty for the given mask alone; scales: the scales the model has attention at.
+    threshold, subtract_threshold: shares of a map's greatest value; pool: 3x3 maximum before the threshold.
+    start: the first step that is blended, as a fraction of the steps.
+    mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used, by latent.
+    """
+
+    words: tuple[BlendWords, ...] = ()
+    scales: tuple[int, ...] = (4,)
+    threshold: float = 0.3
+    subtract_threshold: float = 0.3
+    start: float = 0.2
+    pool: bool = True
+    mask: torch.Tensor | None = None
+    results: Results = dataclasses.field(default_factory=Results)
+
+    def wants(self, kind: Kind, place: Place) -> bool:
+        return kind == "cross" and bool(self.words)
+
+    def reads(self, place: Place) -> Reads:
+        """The source's maps at every step, because the mask sums over all of them."""
+        return "cond" if self.words else "nothing"
+
+    def begin(self) -> BlendState:
+        """No maps, no masks."""
+        return BlendState()
+
+    def __call__(self, call: AttentionCall, attend: Attend, state: BlendState) -> torch.Tensor:
+        if call.site.layer.scale == map_scale(call.site.latent, self.scales):
+            state.maps.add(call, word_maps(call, self._groups()))
+        return attend(call)
+
+    def _groups(self) -> dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]:
+        """What is asked of the source (for every target: words, words to keep) and of each target (both)."""
+        source = tuple(columns for words in self.words for columns in (words.source, words.source_subtract))
+        groups: dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]] = {
+            ("target", i): (words.target_length, (words.target, words.target_subtract))
+            for i, words in enumerate(self.words)
+        }
+        groups["source", 0] = (self.words[0].source_length, source)
+        return groups
+
+    def after_step(self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: BlendState) -> torch.Tensor:
+        if place.step < int(self.start * place.steps):
+            return x
+        blended = x.clone()
+        for index, row in enumerate(rows):
+            if row.branch == "target" and row.source is not None:
+                mask = self._mask(row, rows[row.source], (x.shape[-2], x.shape[-1]), state.maps).to(x.device)
+                state.masks[index] = mask
+                blended[index] = blend(x[row.source], x[index], mask.to(x.dtype))
+        return blended
+
+    def _mask(self, row: Row, source: Row, size: tuple[int, int], maps: MapSum) -> torch.Tensor:
+        """1 where the edit shows, [H, W] of the latent."""
+        mask = torch.ones(size)
+        if self.mask is not None:
+            mask = resize(self.mask[row.picture % len(self.mask)].float(), size, "area").clamp(0.0, 1.0)
+        if self.words:
+            mask = mask * self._words_mask(row, source, size, maps).to(mask.device)
+        return mask
+
+    def _words_mask(self, row: Row, source: Row, size: tuple[int, int], maps: MapSum) -> torch.Tensor:
+        theirs, own = maps.sums.get(key_of(source)), maps.sums.get(key_of(row))
+        if theirs is None or own is None or row.target >= len(self.words):
+            raise PivotError(
+                "word maps of the source and of every target",
+                "none",
+                "Connect the words that belong to these target prompts, and remove patches that replace the UNet.",
+                "Local Blend",
+            )
+        words, first = self.words[row.target], 2 * row.target
+        inside = torch.zeros(size, dtype=torch.bool, device=own.device)
+        for columns, found in ((words.source, theirs[..., first]), (words.target, own[..., 0])):
+            inside |= self._exceeds(found, size, self.threshold, self.pool) if columns else False
+        for columns, found in ((words.source_subtract, theirs[..., first + 1]), (words.target_subtract, own[..., 1])):
+            inside &= ~self._exceeds(found, size, self.subtract_threshold, False) if columns else True
+        return inside.float()
+
+    @staticmethod
+    def _exceeds(found: torch.Tensor, size: tuple[int, int], threshold: float, pool: bool) -> torch.Tensor:
+        if pool:
+            found = torch.nn.functional.max_pool2d(found[None], 3, 1, 1)[0]
+        found = resize(found, size)
+        return found > threshold * found.max()
+
+    def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: BlendState) -> None:
+        """Keep the masks that were used last, to be shown."""
+        for index, mask in state.masks.items():
+            self.results.put(samples[index], mask.cpu())
+
+
+def blend(source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`source + mask (target - source)` for [C, H, W] and a mask [H, W], exact where the mask is 0 or 1."""
+    mixed = torch.lerp(source, target, mask.expand_as(source))
+    return torch.where(mask <= 0.0, source, torch.where(mask >= 1.0, target, mixed))

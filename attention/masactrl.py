@@ -1,0 +1,167 @@
+"""MasaCtrl, mutual self-attention (Cao et al. 2023, arXiv 2304.08465): the target asks, the source's content answers.
+
+In chosen layers and steps, conditioned and unconditioned rows alike, target queries meet the source's keys and
+values (METHODS 7). With masks the object's queries meet only the object's keys and the rest only the rest's: keys
+are selected, not masked, so both parts run on fused attention and no attention matrix is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+
+from ..core.attention import (
+    Attend,
+    AttentionCall,
+    Controller,
+    Kind,
+    Place,
+    Reads,
+    Row,
+    all_pairs,
+    window_open,
+)
+from ..core.layers import Layer, map_scale
+from ..core.maps import Groups, MapSum, key_of, resize, word_maps
+
+
+def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
+    """The paper's layers on any model: the way up from half the latent's size on. SD1.x: its layers 10 to 15 of 16
+    (up.2-3); SDXL: its layers 64 to 69 of 70 (up.1)."""
+    return frozenset(layer for layer in layers if layer.stage == "up" and layer.scale <= 2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AutoMask:
+    """The object's mask from word maps of the step's layers so far (16x16 of 64x64 in the paper).
+
+    groups: the words of the source and of each target; scales: the scales the model has attention at;
+    threshold: of maps normalised from their least to their greatest value.
+    """
+
+    groups: Groups
+    scales: tuple[int, ...]
+    threshold: float = 0.1
+
+    def reads_at(self, call: AttentionCall) -> bool:
+        """Whether this site's maps are read."""
+        return call.site.layer.scale == map_scale(call.site.latent, self.scales)
+
+    def mask(self, maps: MapSum, row: Row) -> torch.Tensor | None:
+        """1 where the row's words are looked at, [h, w]; None while no layer has been seen."""
+        summed = maps.sums.get(key_of(row))
+        if summed is None:
+            return None
+        flat = summed.sum(-1)
+        span = flat.max() - flat.min()
+        return ((flat - flat.min()) / span.clamp(min=1e-12) >= self.threshold).float()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MasaCtrl(Controller):
+    """Target self-attention reads the source's keys and values.
+
+    layers: where; start, end: when, as fractions of the steps (0.08 is the paper's step 4 of 50).
+    union: the target reads its own keys and values too.
+    source_mask, target_mask: [pictures or 1, H, W], 1 on the object; auto: masks from words instead.
+    """
+
+    layers: frozenset[Layer]
+    start: float = 0.08
+    end: float = 1.0
+    union: bool = False
+    source_mask: torch.Tensor | None = None
+    target_mask: torch.Tensor | None = None
+    auto: AutoMask | None = None
+
+    def wants(self, kind: Kind, place: Place) -> bool:
+        if not self.layers or not window_open((self.start, self.end), place, place.steps):
+            return False
+        return kind == "self" or self.auto is not None
+
+    def reads(self, place: Place) -> Reads:
+        """The unconditioned source row too: guidance would otherwise pull the target away from the source."""
+        return "both" if self.wants("self", place) else "nothing"
+
+    def begin(self) -> MapSum:
+        """Maps of the current step."""
+        return MapSum()
+
+    def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
+        if call.site.kind == "cross":
+            if self.auto is not None and self.auto.reads_at(call):
+                state.keep_step(call.place.step)
+                state.add(call, word_maps(call, self.auto.groups))
+            return attend(call)
+        pairs = all_pairs(call.rows)
+        if not pairs or call.site.layer not in self.layers or not self.wants("self", call.place):
+            return attend(call)
+        masks = {row: self._masks(call, row, source, state) for row, source in pairs}
+        whole = [pair for pair in pairs if masks[pair[0]] is None and not self.union]
+        out = attend(_with_source_content(call, whole))
+        if len(whole) < len(pairs):
+            out = out.clone()
+            for row, source in pairs:
+                found = masks[row]
+                if found is not None:
+                    out[row] = self._masked(call, row, source, *found)
+                elif self.union:
+                    out[row] = _read(call, row, self._keys(call, row, source))
+        return out
+
+    def _masks(
+        self, call: AttentionCall, row: int, source: int, state: MapSum
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Which tokens are the object's, [tokens] of the source and of the target; None without masks."""
+        own = self._mask(call, row, self.target_mask, state)
+        theirs = self._mask(call, source, self.source_mask, state)
+        if own is None and theirs is None:
+            return None
+        own, theirs = (theirs if own is None else own), (own if theirs is None else theirs)
+        if own is None or theirs is None or not theirs.any() or bool(theirs.all() and own.all()):
+            return None
+        return theirs, own
+
+    def _mask(self, call: AttentionCall, row: int, given: torch.Tensor | None, state: MapSum) -> torch.Tensor | None:
+        if given is not None:
+            mask = given[call.rows[row].picture % len(given)]
+        else:
+            found = None if self.auto is None else self.auto.mask(state, call.rows[row])
+            if found is None:
+                return None
+            mask = found
+        size = (call.site.height, call.site.width)
+        return resize(mask.float().to(call.q.device), size).flatten() > 0.5
+
+    def _masked(
+        self, call: AttentionCall, row: int, source: int, theirs: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """The object's queries on the object's keys, all others on all others."""
+        out = torch.empty_like(call.q[row])
+        keys, values = self._keys(call, row, source)
+        inside = torch.cat([theirs, own]) if self.union else theirs
+        for queries, chosen in ((own, inside), (~own, ~inside)):
+            chosen = chosen if chosen.any() else torch.ones_like(chosen)
+            if queries.any():
+                part = call.fused(call.q[row : row + 1, queries], keys[:, chosen], values[:, chosen])
+                out[queries] = part[0]
+        return out
+
+    def _keys(self, call: AttentionCall, row: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that a target row reads, [1, tokens, channels]: the source's, in union then its own."""
+        rows = [source, row] if self.union else [source]
+        return torch.cat([call.k[i] for i in rows])[None], torch.cat([call.v[i] for i in rows])[None]
+
+
+def _read(call: AttentionCall, row: int, content: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return call.fused(call.q[row : row + 1], *content)[0]
+
+
+def _with_source_content(call: AttentionCall, pairs: list[tuple[int, int]]) -> AttentionCall:
+    """The call with k and v of target rows replaced by their source's."""
+    order = list(range(len(call.q)))
+    for target, source in pairs:
+        order[target] = source
+    return call.replace(call.q, call.k[order], call.v[order])

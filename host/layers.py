@@ -1,0 +1,46 @@
+"""The transformer blocks of the host's UNet: their names, and the keys under which the host looks up patches."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ..core.layers import Layer, Stage
+
+BlockKey = tuple[str, int, int]
+_STAGES: dict[str, Stage] = {"input": "down", "middle": "mid", "output": "up"}
+
+
+def layers_of(model: Any) -> tuple[Layer, ...]:
+    """The attention layers of a MODEL, in the order in which they run."""
+    return tuple(block_layers(model.model.diffusion_model).values())
+
+
+def scales_of(model: Any) -> tuple[int, ...]:
+    """The scales at which a MODEL has attention, ascending."""
+    return tuple(sorted({layer.scale for layer in layers_of(model)}))
+
+
+@functools.lru_cache(maxsize=8)
+def block_layers(unet: Any) -> dict[BlockKey, Layer]:
+    """The layer of every transformer block, by the host's (stage, block, index)."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+
+    found: dict[BlockKey, Layer] = {}
+    scale = 1
+    for stage, blocks in (
+        ("input", unet.input_blocks),
+        ("middle", [unet.middle_block]),
+        ("output", unet.output_blocks),
+    ):
+        level = number = 0
+        for block, modules in enumerate(blocks):
+            for module in modules or ():
+                if isinstance(module, (Downsample, Upsample)):
+                    scale = scale * 2 if isinstance(module, Downsample) else scale // 2
+                    level, number = level + 1, 0
+                depth = len(getattr(module, "transformer_blocks", ()))
+                for index in range(depth):
+                    found[stage, block, index] = Layer(_STAGES[stage], level, number, index, scale)
+                number += depth > 0
+    return found

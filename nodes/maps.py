@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host import controls
+from ..host.masks import MaskOptions, check_blended, word_heat
+from .sockets import CATEGORY, model_input
+
+_SAMPLES = "The latent exactly as the sampler gave it: it tells which run is meant."
+
+
+class PivotRecordAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotRecordAttention",
+            display_name="Record Attention",
+            category=CATEGORY,
+            description="Makes a model note where it looks for every word, with any sampler. Sample with it, then show "
+            "the heat maps with Attention Maps. Changes nothing about the picture.",
+            search_aliases=["daam", "attention heat map", "cross attention map", "record maps"],
+            inputs=[
+                model_input("The model to watch; the model itself is left as it is."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From which fraction of the steps on. Early steps show the layout, late ones details.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Until which fraction of the steps. A shorter window costs less; usually 1.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, start: float, end: float) -> io.NodeOutput:
+        return io.NodeOutput(controls.record(model, start, end))
+
+
+class PivotAttentionMaps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotAttentionMaps",
+            display_name="Attention Maps",
+            category=CATEGORY,
+            description="Shows, word by word, where the model looked while it made a picture, and gives a mask of "
+            "each word. Changing the words or the mask settings does not sample again.",
+            search_aliases=["daam", "word heat map", "word mask", "attention mask"],
+            inputs=[
+                model_input("The model behind Record Attention that the sampler used."),
+                io.Latent.Input("samples", tooltip=_SAMPLES),
+                io.Image.Input("image", tooltip="The picture to lay the maps over, usually these samples decoded."),
+                io.Clip.Input("clip", tooltip="The text encoder, to find the words in the prompt."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    tooltip="The text that the sampler's conditioning was made from.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words or phrases to show, e.g. `cat, red sofa`. Empty shows every word.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Which share of a word's attention range belongs to its mask. Higher makes it smaller; "
+                    "0.3 to 0.6.",
+                ),
+                io.Float.Input(
+                    "blur",
+                    default=0.0,
+                    min=0.0,
+                    max=64.0,
+                    step=0.5,
+                    tooltip="Softens the masks' edges, in pixels. 0 leaves them hard.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-128,
+                    max=128,
+                    tooltip="Widens the masks by so many pixels; negative shrinks them.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="heat maps", tooltip="One picture for each word."),
+                io.Image.Output(display_name="grid", tooltip="All words with their names in one picture."),
+                io.Mask.Output(display_name="masks", tooltip="One mask for each word, in the same order."),
+                io.String.Output(display_name="words", tooltip="The words in their order."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        samples: dict[str, Any],
+        image: Any,
+        clip: Any,
+        prompt: str,
+        words: str,
+        threshold: float,
+        blur: float,
+        grow: int,
+    ) -> io.NodeOutput:
+        options = MaskOptions(threshold, blur, grow)
+        shown = word_heat(model, samples["samples"], image, clip, prompt, words, options)
+        return io.NodeOutput(shown.pictures, shown.grid, shown.masks, ", ".join(shown.words))
+
+
+class PivotBlendMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotBlendMask",
+            display_name="Local Blend Mask",
+            category=CATEGORY,
+            description="The mask that Local Blend used in its last step, for samples of a stock sampler. The Edit "
+            "Sampler gives it by itself.",
+            search_aliases=["blend mask", "local blend mask"],
+            inputs=[
+                model_input("The model behind Local Blend that the sampler used."),
+                io.Latent.Input("samples", tooltip=_SAMPLES),
+            ],
+            outputs=[io.Mask.Output(display_name="mask")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, samples: dict[str, Any]) -> io.NodeOutput:
+        return io.NodeOutput(check_blended(model, samples["samples"]))
