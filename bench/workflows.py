@@ -97,7 +97,7 @@ def _page_node(key: str, node: dict[str, Any], known: dict[str, Any], place: lis
     for name, spec in declared["inputs"].items():
         value = node["inputs"].get(name)
         if _is_widget(spec):
-            values.append(_default(spec) if _is_link(value) else value)
+            values.append(_default(spec) if value is None or _is_link(value) else value)
             if _is_link(value):
                 inputs.append({"name": name, "type": _type(spec), "widget": {"name": name}, "link": None})
         else:

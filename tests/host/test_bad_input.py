@@ -105,6 +105,72 @@ def plain_sampler(graph: Graph) -> Graph:
     return graph
 
 
+def unknown_weight(graph: Graph) -> Graph:
+    graphs.inputs(graph, "PivotPromptToPrompt")["word_weights"] = "sofa: 2"
+    return graph
+
+
+def unreadable_weight(graph: Graph) -> Graph:
+    graphs.inputs(graph, "PivotPromptToPrompt")["word_weights"] = "circle = 2"
+    return graph
+
+
+def window_beyond_the_run(graph: Graph) -> Graph:
+    graphs.inputs(graph, "PivotPromptToPrompt")["word_windows"] = "circle: 0.2-1.5"
+    return graph
+
+
+def blended(graph: Graph, **options: object) -> Graph:
+    values = {"blend_words": "", "subtract_words": "", "threshold": 0.3, "subtract_threshold": 0.3}
+    values |= {"start": 0.2, "pool": True, "model": ["7", 0], "words": ["6", 2], **options}
+    graph["30"] = {"class_type": "PivotLocalBlend", "inputs": values}
+    graphs.inputs(graph, "PivotEditSampler")["model"] = ["30", 0]
+    return graph
+
+
+def no_blend_words(graph: Graph) -> Graph:
+    return blended(graph)
+
+
+def unknown_blend_word(graph: Graph) -> Graph:
+    return blended(graph, blend_words="circle, sofa")
+
+
+def masa(graph: Graph, **options: object) -> Graph:
+    values = {"mode": "plain", "layers": "auto", "start": 0.08, "end": 1.0, "model": ["7", 0], **options}
+    graph["31"] = {"class_type": "PivotMasaCtrl", "inputs": values}
+    graphs.inputs(graph, "PivotEditSampler")["model"] = ["31", 0]
+    return graph
+
+
+def unknown_layers(graph: Graph) -> Graph:
+    return masa(graph, layers="up.7")
+
+
+def unreadable_layers(graph: Graph) -> Graph:
+    return masa(graph, layers="decoder 3")
+
+
+def mask_words_without_words(graph: Graph) -> Graph:
+    return masa(graph, mask_words="circle")
+
+
+def maps_of_an_unwatched_model(graph: Graph) -> Graph:
+    values = {"model": ["7", 0], "samples": ["8", 0], "image": ["9", 0], "clip": ["1", 1], "prompt": ["4", 1]}
+    values |= {"words": "", "threshold": 0.4, "blur": 0.0, "grow": 0}
+    graph["32"] = {"class_type": "PivotAttentionMaps", "inputs": values}
+    graph["33"] = {"class_type": "PreviewImage", "inputs": {"images": ["32", 0]}}
+    return graph
+
+
+def maps_of_an_unknown_word(graph: Graph) -> Graph:
+    graph = maps_of_an_unwatched_model(graph)
+    graph["34"] = {"class_type": "PivotRecordAttention", "inputs": {"model": ["7", 0], "start": 0.0, "end": 1.0}}
+    graphs.inputs(graph, "PivotEditSampler")["model"] = ["34", 0]
+    graph["32"]["inputs"] |= {"model": ["34", 0], "words": "sofa"}
+    return graph
+
+
 CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
     empty_source: ("PivotSourcePrompt", "Expected a source prompt, but got an empty text"),
     empty_target: ("PivotPromptPair", "Expected a target prompt, but got an empty text"),
@@ -119,7 +185,17 @@ CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
     other_model: ("PivotEditSampler", "the model the inversion was made with .* same checkpoint"),
     other_source: ("PivotEditSampler", "source conditioning that the inversion was made with"),
     nan_latent: ("PivotDDIMInversion", "finite numbers .* NaN"),
-    plain_sampler: ("KSampler", "Edit Sampler"),
+    plain_sampler: ("KSampler", "Edit Sampler.*Rows for KSampler.*batch_size 2"),
+    unknown_weight: ("PivotPromptToPrompt", "'sofa'.*There are: a, .*circle"),
+    unreadable_weight: ("PivotPromptToPrompt", "words with weights.*'circle = 2'"),
+    window_beyond_the_run: ("PivotPromptToPrompt", "windows between 0 and 1"),
+    no_blend_words: ("PivotLocalBlend", "words to blend at, or a mask, but got none.*there are: .*circle"),
+    unknown_blend_word: ("PivotLocalBlend", "'sofa'.*There are: a, .*circle"),
+    unknown_layers: ("PivotMasaCtrl", "'up.7'.*It has: down.0.0, .*up.2.1"),
+    unreadable_layers: ("PivotMasaCtrl", "up.2-3.*'decoder'"),
+    mask_words_without_words: ("PivotMasaCtrl", "Connect words from Prompt Pair"),
+    maps_of_an_unwatched_model: ("PivotAttentionMaps", "without Record Attention"),
+    maps_of_an_unknown_word: ("PivotAttentionMaps", "'sofa'.*There are: a, "),
 }
 
 

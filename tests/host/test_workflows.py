@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench import workflows
+from bench import thumbnails, workflows
+from bench.client import Client
 
 FILES = sorted(workflows.API.glob("*.json"))
 CONTRACT = pathlib.Path(__file__).parent.parent / "contract" / "nodes.json"
@@ -52,3 +53,15 @@ def test_every_node_and_input_explains_itself() -> None:
         assert schema.description and schema.display_name and schema.search_aliases
         for entry in schema.inputs:
             assert entry.tooltip and len(entry.tooltip) > 20, f"{schema.node_id}.{entry.id} has no tooltip"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_runs_and_shows_something(path: pathlib.Path, client: Client) -> None:
+    """Everything that is shipped, with a few steps; and a picture of it lies beside it."""
+    graph = thumbnails.filled(path.stem, client.upload(thumbnails.example(), "pivot_example.png"))
+    for node in graph.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 4
+    assert thumbnails.shown(graph, client.run(graph))
+    assert (path.parent.parent / f"{path.stem}.jpg").stat().st_size < 200_000
