@@ -19,9 +19,9 @@ from ..core.maps import Columns, MapSum, Results, key_of, resize, word_maps
 
 @dataclasses.dataclass(frozen=True)
 class BlendWords:
-    """The token columns of one target's words: those to edit at and those to keep, in both prompts.
+    """The token columns of one target's words: those to edit at (none: everywhere) and those to keep, in both prompts.
 
-    Lengths are the prompts' numbers of columns; columns may be empty.
+    Lengths are the prompts' numbers of columns.
     """
 
     source_length: int
@@ -115,7 +115,8 @@ class LocalBlend(Controller):
                 "Local Blend",
             )
         words, first = self.words[row.target], 2 * row.target
-        inside = torch.zeros(size, dtype=torch.bool, device=own.device)
+        everywhere = not (words.source or words.target)
+        inside = torch.full(size, everywhere, device=own.device)
         for columns, found in ((words.source, theirs[..., first]), (words.target, own[..., 0])):
             inside |= self._exceeds(found, size, self.threshold, self.pool) if columns else False
         for columns, found in ((words.source_subtract, theirs[..., first + 1]), (words.target_subtract, own[..., 1])):

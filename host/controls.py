@@ -85,18 +85,19 @@ def local_blend(
     blend, subtract = phrases(blend_words), phrases(subtract_words)
     if (blend or subtract) and not words:
         raise PivotError("words to look blend words up in", "none", "Connect words from Prompt Pair.", "Local Blend")
-    if not blend and (subtract or mask is None):
+    if not blend and not subtract and mask is None:
         there = ", ".join(dict.fromkeys(f"{pair.source.listed}, {pair.target.listed}" for pair in words))
         raise PivotError(
-            "words to blend at, or a mask",
+            "words to blend at, words to subtract, or a mask",
             "none",
             f"Write the words that name what changes, before and after; there are: {there or 'none connected'}.",
             "Local Blend",
         )
     for phrase in (*blend, *subtract):
         among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
-    columns = tuple(_blend_words(pair, blend, subtract) for pair in words) if blend else ()
-    _check_reachable(columns, blend)
+    columns = tuple(_blend_words(pair, blend, subtract) for pair in words) if blend or subtract else ()
+    if blend:
+        _check_reachable(columns, blend)
     return add_controller(
         model,
         LocalBlend(columns, scales_of(model), threshold, subtract_threshold, start, pool, _batched(mask)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+import weakref
 from typing import Any
 
 from ..core.layers import Layer, Stage
 
 BlockKey = tuple[str, int, int]
 _STAGES: dict[str, Stage] = {"input": "down", "middle": "mid", "output": "up"}
+_known: weakref.WeakKeyDictionary[Any, dict[BlockKey, Layer]] = weakref.WeakKeyDictionary()
 
 
 def layers_of(model: Any) -> tuple[Layer, ...]:
@@ -21,9 +22,14 @@ def scales_of(model: Any) -> tuple[int, ...]:
     return tuple(sorted({layer.scale for layer in layers_of(model)}))
 
 
-@functools.lru_cache(maxsize=8)
 def block_layers(unet: Any) -> dict[BlockKey, Layer]:
     """The layer of every transformer block, by the host's (stage, block, index)."""
+    if unet not in _known:
+        _known[unet] = _walk(unet)
+    return _known[unet]
+
+
+def _walk(unet: Any) -> dict[BlockKey, Layer]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
     found: dict[BlockKey, Layer] = {}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..core.words import MAPPERS, MODES
 from ..host import controls
@@ -105,9 +105,10 @@ class PivotPromptToPrompt(io.ComfyNode):
         mapper: str = "fixed",
     ) -> io.NodeOutput:
         cross, self_ = (cross_start, cross_end), (self_start, self_end)
-        return io.NodeOutput(
-            *controls.prompt_to_prompt(model, words, mode, cross, self_, self_limit, word_weights, word_windows, mapper)
+        patched, note = controls.prompt_to_prompt(
+            model, words, mode, cross, self_, self_limit, word_weights, word_windows, mapper
         )
+        return io.NodeOutput(patched, note, ui=ui.PreviewText(note))
 
 
 class PivotLocalBlend(io.ComfyNode):
@@ -126,12 +127,13 @@ class PivotLocalBlend(io.ComfyNode):
                     "blend_words",
                     default="",
                     tooltip="What changes, before and after, e.g. `cat, dog`. Words of either prompt; a replaced word "
-                    "stands for its counterpart too. May be empty with a mask.",
+                    "stands for its counterpart too. May be empty with subtract_words or a mask.",
                 ),
                 io.String.Input(
                     "subtract_words",
                     default="",
-                    tooltip="What must not change although it lies there, e.g. `grass`. Usually empty.",
+                    tooltip="What must not change although it lies there, e.g. `hat`. Alone: everything else may "
+                    "change, as for a new background. Usually empty.",
                 ),
                 _fraction(
                     "threshold",
@@ -271,16 +273,8 @@ class PivotMasaCtrl(io.ComfyNode):
         source_mask: Any = None,
         target_mask: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            *controls.masactrl(
-                model,
-                layers,
-                (start, end),
-                mode == "union",
-                words,
-                mask_words,
-                mask_threshold,
-                source_mask,
-                target_mask,
-            )
+        union = mode == "union"
+        patched, note = controls.masactrl(
+            model, layers, (start, end), union, words, mask_words, mask_threshold, source_mask, target_mask
         )
+        return io.NodeOutput(patched, note, ui=ui.PreviewText(note))

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from pivot_edit.host.controls import prompt_to_prompt
+from pivot_edit.host.editing import edit
+from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.models import fingerprint
-from pivot_edit.host.prompts import read_pair, read_prompt
+from pivot_edit.host.prompts import encode, read_pair, read_prompt
 from pivot_edit.toy.loader import WEIGHTS, load
 from toy import evaluate
 from toy.reader import read
@@ -82,3 +85,36 @@ def test_the_alignment_of_real_prompts_is_told_in_words(toy: Any) -> None:
     assert pair.align().mode == "refine"
     assert "'shiny' new" in pair.align().note and "'star' gone" in pair.align().note
     assert "red -> blue replaced; 2 words kept" in read_pair(toy[1], "a red star", "a blue star").align().note
+
+
+def test_two_text_encoders_have_the_same_columns(toy: Any) -> None:
+    """SDXL reads a prompt twice on the same tokens; padding differs, words do not."""
+    import types
+
+    from comfy.sdxl_clip import SDXLTokenizer
+
+    text = "a (storm-trooper:1.2), on a sofa"
+    both = read_prompt(types.SimpleNamespace(tokenizer=SDXLTokenizer()), text)
+    assert both.words == read_prompt(toy[1], text).words
+    assert len(both.tokens) == 77
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a red star", "a (blue:1.3) star"),
+        ("a red star " + "at night " * 40, "a blue star " + "at night " * 40),
+        ("a red star " + "at night " * 40, "a blue star"),
+        ("a red star", "a shiny blue star " + "at night " * 40),
+    ],
+)
+def test_long_and_weighted_prompts_edit(toy: Any, source: str, target: str) -> None:
+    model, clip, _ = toy
+    words = (read_pair(clip, source, target),)
+    texts = [encode(clip, text) for text in (source, target, "")]
+    latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
+    pivot = invert_latent(model, latent, texts[0], 3, "reference", "reference", False)[0]
+    controlled = prompt_to_prompt(model, words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5")[0]
+    edited, plain = (edit(m, pivot, *texts, 3.0, "direct")[0]["samples"] for m in (controlled, model))
+    assert torch.isfinite(edited).all()
+    assert (edited - plain).abs().max() > 1e-2
