@@ -6,6 +6,7 @@
 #   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
 #   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
 #   make test     everything, on the oldest and the newest supported ComfyUI
+#   make bench-speed  what control costs in time, memory and rows, on full-size UNets: out/bench/speed.json (8 min)
 #   make help     this text
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).
@@ -26,7 +27,7 @@ PORT ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy setup-check check setup-test test format
+.PHONY: help demo comfy bench-speed setup-check check setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -38,6 +39,11 @@ demo:
 comfy:
 	$(SETUP) demo
 	$(BENCH) -m bench.server $(if $(PORT),--port $(PORT))
+
+bench-speed: export OMP_NUM_THREADS = 1
+bench-speed:
+	$(SETUP) demo
+	$(BENCH) -m bench.speed
 
 setup-check:
 	$(SETUP) check

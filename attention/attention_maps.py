@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Row, window_open
-from ..core.layers import map_scale
+from ..core.layers import Layer, map_scale
 from ..core.maps import Columns, MapSum, Results, key_of, word_maps
 
 
@@ -34,12 +34,16 @@ class AttentionMaps(Controller):
     def wants(self, kind: Kind, place: Place) -> bool:
         return kind == "cross" and window_open((self.start, self.end), place, place.steps)
 
+    def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
+        """Layers of the one scale at which maps are read."""
+        return layer.scale == map_scale(latent, self.scales)
+
     def begin(self) -> MapSum:
         """No maps."""
         return MapSum()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
-        if call.site.layer.scale == map_scale(call.site.latent, self.scales):
+        if self.works(call.site, call.place):
             state.add(call, word_maps(call, self._groups(call)))
         return attend(call)
 

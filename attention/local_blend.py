@@ -13,7 +13,7 @@ import torch
 
 from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Reads, Row
 from ..core.errors import PivotError
-from ..core.layers import map_scale
+from ..core.layers import Layer, map_scale
 from ..core.maps import Columns, MapSum, Results, key_of, resize, word_maps
 
 
@@ -62,6 +62,10 @@ class LocalBlend(Controller):
     def wants(self, kind: Kind, place: Place) -> bool:
         return kind == "cross" and bool(self.words)
 
+    def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
+        """Layers of the one scale at which maps are read."""
+        return layer.scale == map_scale(latent, self.scales)
+
     def reads(self, place: Place) -> Reads:
         """The source's maps at every step, because the mask sums over all of them."""
         return "cond" if self.words else "nothing"
@@ -71,7 +75,7 @@ class LocalBlend(Controller):
         return BlendState()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: BlendState) -> torch.Tensor:
-        if call.site.layer.scale == map_scale(call.site.latent, self.scales):
+        if self.works(call.site, call.place):
             state.maps.add(call, word_maps(call, self._groups()))
         return attend(call)
 

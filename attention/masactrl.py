@@ -45,10 +45,6 @@ class AutoMask:
     scales: tuple[int, ...]
     threshold: float = 0.1
 
-    def reads_at(self, call: AttentionCall) -> bool:
-        """Whether this site's maps are read."""
-        return call.site.layer.scale == map_scale(call.site.latent, self.scales)
-
     def mask(self, maps: MapSum, row: Row) -> torch.Tensor | None:
         """1 where the row's words are looked at, [h, w]; None while no layer has been seen."""
         summed = maps.sums.get(key_of(row))
@@ -81,6 +77,12 @@ class MasaCtrl(Controller):
             return False
         return kind == "self" or self.auto is not None
 
+    def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
+        """Self-attention of the layers; cross-attention where the automatic mask's maps are read."""
+        if kind == "self":
+            return layer in self.layers
+        return self.auto is not None and layer.scale == map_scale(latent, self.auto.scales)
+
     def reads(self, place: Place) -> Reads:
         """The unconditioned source row too: guidance would otherwise pull the target away from the source."""
         return "both" if self.wants("self", place) else "nothing"
@@ -90,13 +92,15 @@ class MasaCtrl(Controller):
         return MapSum()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
+        if not self.works(call.site, call.place):
+            return attend(call)
         if call.site.kind == "cross":
-            if self.auto is not None and self.auto.reads_at(call):
+            if self.auto is not None:
                 state.keep_step(call.place.step)
                 state.add(call, word_maps(call, self.auto.groups))
             return attend(call)
         pairs = all_pairs(call.rows)
-        if not pairs or call.site.layer not in self.layers or not self.wants("self", call.place):
+        if not pairs:
             return attend(call)
         masks = {row: self._masks(call, row, source, state) for row, source in pairs}
         whole = [pair for pair in pairs if masks[pair[0]] is None and not self.union]

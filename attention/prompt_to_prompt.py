@@ -16,6 +16,7 @@ import torch
 
 from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, cond_pairs, window_open
 from ..core.errors import PivotError
+from ..core.layers import Layer
 from ..core.words import Alignment
 
 Tables = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -28,7 +29,7 @@ class PromptToPrompt(Controller):
 
     alignments: how the columns of each target read the source's, one for each target prompt.
     cross, self_: windows (start, end) as fractions of the steps, noise first; start = end is never.
-    self_limit: self-attention is edited where a site has at most this fraction of the latent's tokens.
+    self_limit: self-attention is edited in layers with at most this fraction of the latent's positions.
     """
 
     alignments: tuple[Alignment, ...]
@@ -52,17 +53,21 @@ class PromptToPrompt(Controller):
         own = (window for alignment in self.alignments for _, window in alignment.windows)
         return any(window_open(window, place, place.steps + 1) for window in (self.cross, *own))
 
+    def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
+        """Cross-attention everywhere, self-attention up to the limit."""
+        return kind == "cross" or layer.area <= self.self_limit
+
     def begin(self) -> dict[Any, Tables]:
         """The run's tables by target, window and call, so that each is built once."""
         return {}
 
     def __call__(self, call: AttentionCall, attend: Attend, state: dict[Any, Tables]) -> torch.Tensor:
         pairs = cond_pairs(call.rows)
-        if not pairs or not self.wants(call.site.kind, call.place):
+        if not pairs or not self.works(call.site, call.place):
             return attend(call)
         if call.site.kind == "cross":
             return self._cross(call, attend, state, pairs)
-        return attend(_with_source_maps(call, pairs)) if call.site.area <= self.self_limit else attend(call)
+        return attend(_with_source_maps(call, pairs))
 
     def _cross(
         self, call: AttentionCall, attend: Attend, state: dict[Any, Tables], pairs: list[tuple[int, int]]
@@ -125,7 +130,8 @@ def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> 
     Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal keys and
     values and share the attention equally, so the source's repeats all map to one copy of the target's columns.
     """
-    mapper, own = alignment.mapper, alignment.own
+    precision = torch.promote_types(v.dtype, torch.float32)
+    mapper, own, alpha = (table.to(precision) for table in (alignment.mapper, alignment.own, alpha))
     columns = v.shape[1]
     if columns % mapper.shape[0] or columns % mapper.shape[1]:
         raise PivotError(
@@ -134,13 +140,12 @@ def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> 
             "Encode both prompts with the same CLIP and do not append tokens to the conditioning.",
             "P2P Attention Controller",
         )
-    weight = alpha if alignment.weights is None else alpha * alignment.weights
-    fitted = torch.zeros(columns, columns)
+    weight = alpha if alignment.weights is None else alpha * alignment.weights.to(precision)
+    fitted = torch.zeros(columns, columns, dtype=precision)
     fitted[:, : mapper.shape[1]] = (mapper * weight).repeat(columns // mapper.shape[0], 1)
     kept = (1.0 - alpha) + weight * own
-    precision = torch.promote_types(v.dtype, torch.float32)
     repeated = kept.repeat(columns // len(own))[:, None]
-    there = [table.to(v.device, precision) if table.any() else None for table in (fitted, repeated)]
+    there = [table.to(v.device) if table.any() else None for table in (fitted, repeated)]
     return there[0], there[1]
 
 

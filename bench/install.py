@@ -108,16 +108,17 @@ def torchaudio_missing() -> bool:
     return spec is None or SHIMS in pathlib.Path(spec.origin or "").parents
 
 
-def import_comfy(path: str | os.PathLike[str] | None = None) -> None:
+def import_comfy(path: str | os.PathLike[str] | None = None, flags: Sequence[str] = ("--cpu",)) -> None:
     """Make ComfyUI importable in this process, on the CPU; `sys.argv` stays as it was.
 
     `path` is a ComfyUI folder; by default the one of `host_path()`. Raises InstallError if it is none.
+    `flags` are ComfyUI's own command line, which it reads once, while it is imported.
     """
     host = check_host(pathlib.Path(path), "the given path") if path else host_path()
     if torchaudio_missing():
         sys.path.append(str(SHIMS))
     sys.path.insert(0, str(host))
-    argv, sys.argv = sys.argv, ["main.py", "--cpu"]
+    argv, sys.argv = sys.argv, ["main.py", *flags]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")

@@ -1,8 +1,8 @@
-"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo]`.
+"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo] [--speed]`.
 
-Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, and from the last `make demo`,
-whose report and picture `--demo` takes over. Numbers are never typed into README by hand, and
-`tests/contract/test_readme.py` compares.
+Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, from the last `make demo`,
+whose report and picture `--demo` takes over, and from the last `make bench-speed`, which `--speed` takes over.
+Numbers are never typed into README by hand, and `tests/contract/test_readme.py` compares.
 """
 
 from __future__ import annotations
@@ -84,14 +84,41 @@ def demo() -> str:
     return "\n".join(rows)
 
 
-def _figures(name: str) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads((FIGURES / name).read_text())
-    return figures
+def speed() -> str:
+    """The ratios of the last speed bench that were measured, and on what."""
+    from bench.speed import table
+
+    figures = [each for each in _figures("speed.json") if each["value"] is not None]
+    devices = dict.fromkeys(each["device"] for each in figures)
+    return f"{table(figures)}\n\nMeasured on: {'; '.join(devices)}."
+
+
+def edits() -> str:
+    """The kinds of edits with and without control."""
+    figures = _figures("edits.json")
+    head = "| kind | settings | read as the target | kept part | ceiling | to the true edit |"
+    rows = [head, "|---|---|---|---|---|---|", *(_edits_row(row) for row in figures["rows"])]
+    count, cfg, steps = figures["rows"][0]["n"], figures["cfg"], figures["steps"]
+    note = f"{count} pictures of each kind, cfg {cfg:g}, {steps} steps, correction direct; dB; () without control."
+    return "\n".join([*rows, "", note])
+
+
+def _edits_row(row: dict[str, Any]) -> str:
+    plain = row["without"]
+    success = f"{100 * row['success']:.0f} % ({100 * plain['success']:.0f} %)"
+    decibels = [f"{row[name]:.1f} ({plain[name]:.1f})" for name in ("background_psnr", "truth_psnr")]
+    cells = (row["kind"], row["how"], success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
+    return f"| {' | '.join(cells)} |"
+
+
+def _figures(name: str) -> Any:
+    return json.loads((FIGURES / name).read_text())
 
 
 def filled(text: str) -> str:
     """README with every marked section made anew."""
-    for name, make in (("methods", methods), ("toy", toy), ("demo", demo), ("nodes", nodes)):
+    for make in (methods, toy, demo, edits, speed, nodes):
+        name = make.__name__
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         section = make()
         text, found = re.subn(pattern, lambda m, s=section: f"{m[1]}{s}\n{m[2]}", text, flags=re.S)
@@ -114,9 +141,16 @@ def take_demo() -> None:
     small.save(ROOT / "workflows" / "prompt_to_prompt.jpg", quality=85)
 
 
+def take_speed() -> None:
+    """Take over the last speed bench's figures."""
+    (FIGURES / "speed.json").write_text((ROOT / "out" / "bench" / "speed.json").read_text())
+
+
 def main() -> None:
     if "--demo" in sys.argv:
         take_demo()
+    if "--speed" in sys.argv:
+        take_speed()
     README.write_text(filled(README.read_text()))
 
 

@@ -29,11 +29,6 @@ class Site:
     width: int
     latent: tuple[int, int]
 
-    @property
-    def area(self) -> float:
-        """This site's query tokens as a fraction of the latent's: 1 at full size, 1/4 one level down."""
-        return self.height * self.width / (self.latent[0] * self.latent[1])
-
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -101,7 +96,16 @@ class Controller(abc.ABC):
 
     @abc.abstractmethod
     def wants(self, kind: Kind, place: Place) -> bool:
-        """Whether any site of this kind is edited or read now. Sites that nobody wants are left to the host."""
+        """Whether any site of this kind is edited or read now."""
+
+    def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
+        """Whether sites of this kind and layer are edited or read, for a latent of (height, width). Sites where nobody
+        is at work are left to the host."""
+        return True
+
+    def works(self, site: Site, place: Place) -> bool:
+        """Whether this site is edited or read now."""
+        return self.wants(site.kind, place) and self.at(site.kind, site.layer, site.latent)
 
     def reads(self, place: Place) -> Reads:
         """Which source rows this controller needs in the UNet call now; where none, they may not be run."""

@@ -35,6 +35,11 @@ class Layer:
         """Stage, level and number, such as `up.1.0`."""
         return f"{self.stage}.{self.level}.{self.number}"
 
+    @property
+    def area(self) -> float:
+        """Its tokens as a fraction of the latent's positions: 1 at full size, 1/4 one level down."""
+        return 1.0 / self.scale**2
+
 
 def select_layers(text: str, layers: Iterable[Layer], where: str = "") -> frozenset[Layer]:
     """The layers that a text names: `up.2-3`, `mid`, `down.1.0, up.1`, `up.1.2.0-4`; `all`; `none`.

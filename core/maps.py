@@ -30,11 +30,15 @@ def key_of(row: Row) -> Key:
 def word_maps(call: AttentionCall, groups: Groups) -> dict[Key, torch.Tensor]:
     """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call that has words.
 
-    Texts reach the UNet repeated to their common multiple; the repeats of a column are summed.
+    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet repeated to their common multiple; the repeats of a column are summed.
     """
     if call.probe is None:
         return {}
-    asked = {i: groups[row.branch, row.target] for i, row in enumerate(call.rows) if row.cond and _asked(row, groups)}
+    first_rows: dict[Key, int] = {}
+    for index, row in enumerate(call.rows):
+        if row.cond and _asked(row, groups):
+            first_rows.setdefault(key_of(row), index)
+    asked = {index: groups[branch, target] for (branch, target, _), index in first_rows.items()}
     maps: dict[Key, torch.Tensor] = {}
     width = call.v.shape[-1] // call.heads
     most = max((len(words) for _, words in asked.values()), default=0)
@@ -102,7 +106,9 @@ class Results:
 
     def put(self, sample: torch.Tensor, value: Any) -> None:
         """Keep a value for a latent [C, H, W]."""
-        self._values[_print(sample)] = value
+        name = _print(sample)
+        self._values[name] = value
+        self._values.move_to_end(name)
         while len(self._values) > self._kept:
             self._values.popitem(last=False)
 

@@ -195,8 +195,10 @@ def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
                 "words with windows, such as `star: 0.2-0.8, red: 0.5`", repr(part), "Write word: start-end."
             )
         window = (float(read[2]), float(read[3])) if read[3] else (0.0, float(read[2]))
-        if max(window) > 1.0:
-            raise PivotError("windows between 0 and 1", repr(part), "They are fractions of the steps, noise first.")
+        if not 0.0 <= window[0] <= window[1] <= 1.0:
+            raise PivotError(
+                "windows between 0 and 1, start before end", repr(part), "They are fractions of the steps, noise first."
+            )
         found.append((read[1], window))
     return found
 

@@ -17,7 +17,7 @@ from ..core.attention import Attend, AttentionCall, Controller, Fused, Kind, Pla
 from ..core.errors import PivotError
 from ..core.layers import Layer
 from .layers import block_layers
-from .runs import CONTROLLERS, around_prediction, around_run, place_of, run_of
+from .runs import CONTROLLERS, Run, around_prediction, around_run, place_of, run_of
 
 KEY = "pivot_edit"
 ROWS = "pivot_rows"
@@ -49,26 +49,42 @@ def _around_unet(
     executor: Any, x: Any, timesteps: Any, context: Any, y: Any, control: Any, options: Any, **kw: Any
 ) -> Any:
     """The wrapper: within a run of ours, the call runs on patched options; otherwise as it is."""
-    return executor(x, timesteps, context, y, control, _patched(executor.class_obj, options), **kw)
-
-
-def _patched(unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     run = run_of({"transformer_options": options})
-    if run is None or "sample_sigmas" not in options:
-        return options
+    if run is not None and "sample_sigmas" in options:
+        options = _patched(run, executor.class_obj, (x.shape[-2], x.shape[-1]), options)
+    return executor(x, timesteps, context, y, control, options, **kw)
+
+
+def _patched(run: Run, unet: torch.nn.Module, latent: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a dispatcher at every site where some controller is at work now."""
+    _check_merging(options)
     rows = _rows_of_call(options.get(ROWS, run.rows), options["cond_or_uncond"])
     place = place_of(float(options["sigmas"][0]), options["sample_sigmas"])
     replace = dict(options.get("patches_replace", {}))
     for slot, kind in _SLOTS.items():
-        active = [one for one in run.states if one[0].wants(kind, place)]
-        if active:
-            occupants = replace.get(slot, {})
-            filled = dict(occupants)
-            for key, layer in block_layers(unet).items():
+        wanting = [one for one in run.states if one[0].wants(kind, place)]
+        occupants = replace.get(slot, {})
+        filled = dict(occupants)
+        for key, layer in block_layers(unet).items():
+            active = [one for one in wanting if one[0].at(kind, layer, latent)]
+            if active:
                 previous = occupants.get(key, occupants.get(key[:2]))
                 filled[key] = _Dispatcher(kind, layer, active, rows, place, previous)
+        if filled:
             replace[slot] = filled
     return {**options, "patches_replace": replace}
+
+
+def _check_merging(options: dict[str, Any]) -> None:
+    """Refuse token merging by name, also where it happens to leave our sites alone."""
+    for patch in options.get("patches", {}).get("attn1_patch", ()):
+        if "tome" in f"{getattr(patch, '__module__', '')}.{getattr(patch, '__qualname__', '')}".lower():
+            raise PivotError(
+                "every token in self-attention",
+                "token merging (Tome Patch Model)",
+                "Remove it from this model; it costs the edit its exactness.",
+                "attention control",
+            )
 
 
 def _rows_of_call(announced: tuple[Row, ...], chunks: Sequence[int]) -> tuple[Row, ...]:
@@ -110,7 +126,10 @@ class _Dispatcher:
             return self._chain(plain)(self._call(q, k, values, extra, fused))
 
         call = dataclasses.replace(self._call(q, k, v, extra, fused), probe=probe)
-        return self._chain(inner)(call)
+        out = self._chain(inner)(call)
+        if self.previous is None and not torch.is_grad_enabled():
+            _release(k, v)
+        return out
 
     def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
         height, width = extra["activations_shape"][-2:]
@@ -139,6 +158,14 @@ class _Dispatcher:
                 "Remove token merging (Tome Patch Model) from this model; attention edits need every token.",
                 where,
             )
+
+
+def _release(*projected: torch.Tensor) -> None:
+    """Free keys and values. The host's block keeps them in its frame through the feed-forward, where its peak of
+    memory is, whenever a slot is filled; nothing reads them again. Another pack's patch may have kept them: then not.
+    """
+    for each in projected:
+        each.set_()
 
 
 def _link(controller: Controller, attend: Attend, state: Any) -> Attend:

@@ -189,7 +189,10 @@ CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
     unknown_weight: ("PivotPromptToPrompt", "'sofa'.*There are: a, .*circle"),
     unreadable_weight: ("PivotPromptToPrompt", "words with weights.*'circle = 2'"),
     window_beyond_the_run: ("PivotPromptToPrompt", "windows between 0 and 1"),
-    no_blend_words: ("PivotLocalBlend", "words to blend at, words to subtract, or a mask, but got none.*there are: .*circle"),
+    no_blend_words: (
+        "PivotLocalBlend",
+        "words to blend at, words to subtract, or a mask, but got none.*there are: .*circle",
+    ),
     unknown_blend_word: ("PivotLocalBlend", "'sofa'.*There are: a, .*circle"),
     unknown_layers: ("PivotMasaCtrl", "'up.7'.*It has: down.0.0, .*up.2.1"),
     unreadable_layers: ("PivotMasaCtrl", "up.2-3.*'decoder'"),

@@ -106,16 +106,27 @@ def test_control_nets_steer_source_and_target(model, kind, texts, pivots, contro
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_token_merging_is_refused_by_name(model, kind, texts, pivots, control) -> None:
-    """In SD1.x; it finds nothing to merge in SDXL, which has no attention at full size, and nothing to refuse."""
-    ours = CONTROLS[control](model)
-    if kind == "SDXL":
-        merged = other_packs.token_merging(ours)
-        assert torch.equal(run(merged, pivots(model), texts)[0], run(ours, pivots(model), texts)[0])
-        return
-    for merged in (other_packs.token_merging(ours), CONTROLS[control](other_packs.token_merging(model))):
+def test_token_merging_is_refused_by_name(model, texts, pivots, control) -> None:
+    for merged in (
+        other_packs.token_merging(CONTROLS[control](model)),
+        CONTROLS[control](other_packs.token_merging(model)),
+    ):
         with pytest.raises(PivotError, match="token merging .*Tome Patch Model"):
             run(merged, pivots(model), texts)
+
+
+def test_another_packs_merging_is_noticed_where_it_matters(model, texts, pivots) -> None:
+    def halved(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
+        return n[:, ::2], context, value
+
+    def doubled(n: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+        return n.repeat_interleave(2, 1)
+
+    theirs = model.clone()
+    theirs.set_model_attn1_patch(halved)
+    theirs.set_model_attn1_output_patch(doubled)
+    with pytest.raises(PivotError, match="tokens, but got .*: token merging or another patch"):
+        run(masa(theirs), pivots(model), texts)
 
 
 @pytest.mark.parametrize("control", CONTROLS)

@@ -12,6 +12,7 @@ import unets
 from pivot_edit.attention import AttentionMaps, LocalBlend, MasaCtrl, PromptToPrompt
 from pivot_edit.attention.local_blend import BlendWords
 from pivot_edit.attention.masactrl import AutoMask, decoder_layers
+from pivot_edit.core.attention import Place
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import select_layers
 from pivot_edit.host.conditioning import stack_rows
@@ -105,6 +106,9 @@ def test_scales_are_those_of_the_sites(model: Any, texts: list[Any], trajectory:
     seen = {}
 
     class Look(AttentionMaps):
+        def at(self, kind: str, layer: Any, latent: Any) -> bool:
+            return True
+
         def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
             seen[call.site.layer] = (call.site.height, call.site.width)
             return attend(call)
@@ -113,6 +117,28 @@ def test_scales_are_those_of_the_sites(model: Any, texts: list[Any], trajectory:
     assert set(seen) == set(layers_of(model))
     for layer, size in seen.items():
         assert size == tuple(-(-side // layer.scale) for side in SIZE)
+
+
+@pytest.mark.parametrize("control", [p2p, masa, blend, lambda model: recorded(model)[0]])
+def test_sites_where_nobody_works_are_left_to_the_host(model, trajectory, texts, control, monkeypatch) -> None:
+    """Our dispatcher stands exactly where a controller's `at` says so."""
+    from pivot_edit.host import patching
+
+    placed = set()
+    made = patching._Dispatcher.__init__
+
+    def note(self: Any, kind: str, layer: Any, *args: Any) -> None:
+        placed.add((kind, layer))
+        made(self, kind, layer, *args)
+
+    monkeypatch.setattr(patching._Dispatcher, "__init__", note)
+    controlled = control(model)
+    run(controlled, trajectory, texts)
+    (one,) = controlled.model_options["transformer_options"]["pivot_controllers"]
+    kinds = [kind for kind in ("self", "cross") if one.wants(kind, Place(1, 5, 5.0))]
+    there = {(kind, layer) for kind in kinds for layer in layers_of(model) if one.at(kind, layer, SIZE)}
+    assert placed == there
+    assert control is p2p or len(there) <= 50
 
 
 # local blend

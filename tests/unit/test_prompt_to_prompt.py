@@ -4,101 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
 
 import pytest
 import torch
+from calls import DEEP, OPEN, TWO, Attend, Layout, Sizes, assert_exact, layouts, make_call, plain
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import (
-    attention,
-    few,
-    fused,
-    generator,
-    noise,
-    probabilities,
-    prompt,
-    times_v,
-)
+from reference import attention, few, fused, generator, probabilities, prompt, times_v
 
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
-from pivot_edit.core.attention import AttentionCall, Place, Row, Site
+from pivot_edit.core.attention import AttentionCall, Kind, Place, Row
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.layers import Layer
-from pivot_edit.core.words import Alignment, PromptPair, align_refine, align_replace
-
-Kind = Literal["self", "cross"]
-OPEN = Place(step=0, steps=50, sigma=13.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The rows of one UNet call: chunks in any order, pictures x [source, target, target, ...] in each."""
-
-    chunks: str = "uc"
-    targets: int = 1
-    pictures: int = 1
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        rows: list[Row] = []
-        for chunk in self.chunks:
-            first, cond = len(rows), chunk == "c"
-            rows += [Row("source", cond) for _ in range(self.pictures)]
-            for target in range(self.targets):
-                rows += [Row("target", cond, first + i, target) for i in range(self.pictures)]
-        return tuple(rows)
-
-    @property
-    def edited(self) -> list[tuple[int, int]]:
-        """(target row, source row) of what may be edited."""
-        return [(i, row.source) for i, row in enumerate(self.rows) if row.source is not None and row.cond]
-
-    @property
-    def untouched(self) -> list[int]:
-        edited = {target for target, _ in self.edited}
-        return [i for i in range(len(self.rows)) if i not in edited]
-
-
-TWO = Layout()
-layouts = st.builds(Layout, st.sampled_from(["c", "uc", "cu", "cuc"]), st.integers(1, 3), st.integers(1, 2))
-
-
-def make_call(
-    kind: Kind,
-    layout: Layout = TWO,
-    seed: int = 0,
-    heads: int = 2,
-    width: int = 4,
-    queries: tuple[int, int] = (3, 2),
-    columns: int = 77,
-    dtype: torch.dtype = torch.float64,
-    place: Place = OPEN,
-    latent: int | None = None,
-) -> AttentionCall:
-    """A call of random q, k, v; a site of a quarter of the latent unless told otherwise."""
-    tokens = queries[0] * queries[1]
-    keys = tokens if kind == "self" else columns
-    rows, wide = len(layout.rows), heads * width
-    q = noise(seed, rows, tokens, wide).to(dtype)
-    k, v = (noise(seed + i, rows, keys, wide).to(dtype) for i in (1, 2))
-    site = Site(kind, Layer("down", 1, 0, 0, 2), *queries, (4 * tokens if latent is None else latent, 1))
-    return AttentionCall(q, k, v, heads, site, place, layout.rows, fused(heads))
-
-
-class Attend:
-    """The rest of the chain: the host's attention, keeping the calls it gets."""
-
-    def __init__(self) -> None:
-        self.calls: list[AttentionCall] = []
-
-    def __call__(self, call: AttentionCall) -> torch.Tensor:
-        self.calls.append(call)
-        return call.fused(call.q, call.k, call.v)
-
-
-def plain(call: AttentionCall) -> torch.Tensor:
-    return Attend()(call)
+from pivot_edit.core.words import Alignment, PromptPair, align_refine, align_replace, reweighted, windowed
 
 
 def alignment(columns: int = 77, seed: int = 0, kept: float = 0.3) -> Alignment:
@@ -108,12 +26,55 @@ def alignment(columns: int = 77, seed: int = 0, kept: float = 0.3) -> Alignment:
     return Alignment(mapper, (torch.rand(columns, generator=random) < kept).float(), "random", "")
 
 
-def edited_by_maps(call: AttentionCall, mapper: torch.Tensor, own: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """The paper's cross edit: target columns read the source's map through M, or keep their own."""
+fractions = st.floats(0, 1)
+windows = st.tuples(fractions, fractions)
+steps = st.integers(1, 60).flatmap(lambda count: st.builds(Place, st.integers(0, count - 1), st.just(count), fractions))
+
+
+@st.composite
+def alignments(draw: st.DrawFn, old: int = 12, new: int = 12) -> Alignment:
+    """Random ones with weights and windows of words, in eighths, so that float32 tables hold their products."""
+    random = generator(draw(st.integers(0, 999)))
+
+    def eighths(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(8 * low, 8 * high + 1, shape, generator=random) / 8
+
+    weighted, kept = draw(st.booleans()), draw(st.sampled_from([0.0, 0.3, 1.0]))
+    own = eighths(0, 1, new) * (torch.rand(new, generator=random) < kept)
+    weights = eighths(-2, 3, new) * (torch.rand(new, generator=random) < 0.8) if weighted else None
+    some = st.lists(st.integers(0, new - 1), max_size=6).map(tuple)
+    return Alignment(
+        eighths(0, 1, old, new), own, "random", "", weights, tuple(draw(st.lists(st.tuples(some, windows), max_size=3)))
+    )
+
+
+def alphas(one: Alignment, window: tuple[float, float], place: Place) -> torch.Tensor:
+    """Row `step` of the paper's table [N + 1, columns], where the windows of words overwrite the default."""
+    table = torch.zeros(place.steps + 1, len(one.own), dtype=torch.float64)
+    for columns, (start, end) in ((range(len(one.own)), window), *one.windows):
+        table[:, list(columns)] = 0.0
+        table[int(start * len(table)) : int(end * len(table)), list(columns)] = 1.0
+    return table[place.step]
+
+
+def edited_map(
+    one: Alignment, theirs: torch.Tensor, mine: torch.Tensor, window: tuple[float, float], place: Place
+) -> torch.Tensor:
+    """The paper's cross edit: `alpha c (A_source M + own A) + (1 - alpha) A`."""
+    alpha = alphas(one, window, place)
+    weights = torch.ones(1) if one.weights is None else one.weights
+    edit = torch.einsum("...pw,wn->...pn", theirs, one.mapper.double()) + one.own.double() * mine
+    return alpha * weights.double() * edit + (1.0 - alpha) * mine
+
+
+def edited_by_maps(
+    call: AttentionCall, words: Sequence[Alignment], layout: Layout, window: tuple[float, float] = (0.0, 0.8)
+) -> torch.Tensor:
+    """Every target edited by its own words, on the maps themselves."""
     maps = probabilities(call.q, call.k, call.heads)
     for target, source in layout.edited:
-        read = torch.einsum("hpw,wn->hpn", maps[source], mapper.double())
-        maps[target] = read + maps[target] * own.double()
+        one = words[call.rows[target].target]
+        maps[target] = edited_map(one, maps[source], maps[target], window, call.place)
     return times_v(maps, call.v, call.heads)
 
 
@@ -123,10 +84,6 @@ def self_by_maps(call: AttentionCall, layout: Layout) -> torch.Tensor:
     for target, source in layout.edited:
         maps[target] = maps[source]
     return times_v(maps, call.v, call.heads)
-
-
-def assert_exact(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 # the edit itself
@@ -139,9 +96,32 @@ def test_cross_attention_is_the_edit_of_the_maps(
 ) -> None:
     words = alignment(columns, seed, 0.5 if keeps else 0.0)
     call = make_call("cross", layout, seed, heads, width, columns=columns)
-    assert_exact(
-        PromptToPrompt((words,) * 3)(call, Attend(), {}), edited_by_maps(call, words.mapper, words.own, layout)
-    )
+    assert_exact(PromptToPrompt((words,) * 3)(call, Attend(), {}), edited_by_maps(call, (words,) * 3, layout))
+
+
+@few
+@given(
+    layouts,
+    st.tuples(alignments(), alignments(), alignments()),
+    windows,
+    steps,
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_every_target_has_its_own_words_weights_and_windows(
+    layout: Layout,
+    words: tuple[Alignment, ...],
+    window: tuple[float, float],
+    place: Place,
+    heads: int,
+    width: int,
+    queries: tuple[int, int],
+) -> None:
+    call = make_call("cross", layout, 1, heads, width, queries, 12, place=place)
+    out = PromptToPrompt(words, window)(call, Attend(), {})
+    assert_exact(out, edited_by_maps(call, words, layout, window))
+    assert torch.equal(out[layout.untouched], plain(call)[layout.untouched])
 
 
 @few
@@ -171,14 +151,13 @@ def test_real_prompts_edit_as_the_paper_writes_it(mode: str) -> None:
 
 
 @few
-@given(layouts, st.sampled_from([(77, 154), (154, 77), (154, 231), (77, 77)]), st.integers(0, 99))
+@given(layouts, st.sampled_from([(77, 154), (154, 77), (154, 231), (77, 77)]), st.integers(0, 99), st.data())
 def test_repeated_contexts_edit_as_if_they_were_not_repeated(
-    layout: Layout, lengths: tuple[int, int], seed: int
+    layout: Layout, lengths: tuple[int, int], seed: int, data: st.DataObject
 ) -> None:
     """The host repeats contexts of unequal length to their common multiple before the UNet sees them."""
     old, new = lengths
-    random = generator(seed)
-    words = Alignment(torch.rand(old, new, generator=random), (torch.rand(new, generator=random) < 0.3).float(), "", "")
+    words = data.draw(st.tuples(alignments(old, new), alignments(old, new), alignments(old, new)))
     short = make_call("cross", layout, seed, columns=max(lengths))
     columns = math.lcm(old, new)
     long_k, long_v = (torch.zeros(len(layout.rows), columns, short.k.shape[2]).double() for _ in "kv")
@@ -192,9 +171,9 @@ def test_repeated_contexts_edit_as_if_they_were_not_repeated(
     for target, source in layout.edited:
         theirs = probabilities(short.q[source][None], keys[source][None], 2)
         mine = probabilities(short.q[target][None], keys[target][None], 2)
-        maps = theirs @ words.mapper.double() + mine * words.own.double()
+        maps = edited_map(words[layout.rows[target].target], theirs, mine, (0.0, 0.8), OPEN)
         expected[target] = times_v(maps, values[target][None], 2)[0]
-    assert_exact(PromptToPrompt((words,) * 3)(short.replace(short.q, long_k, long_v), Attend(), {}), expected)
+    assert_exact(PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend(), {}), expected)
 
 
 @pytest.mark.parametrize(("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))])
@@ -204,15 +183,19 @@ def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(columns: int, l
         PromptToPrompt((words,))(make_call("cross", columns=columns), Attend(), {})
 
 
-@pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["replace", "refine"])
-def test_half_precision_is_within_twice_the_error_of_plain_attention(kind: Kind, dtype: torch.dtype, mode: str) -> None:
-    words = PromptPair(prompt("a cat on a sofa"), prompt("a trooper-3 on a sofa")).align(mode)
+@pytest.mark.parametrize("mode", ["replace", "refine", "self", "weights", "windows"])
+def test_half_precision_is_within_twice_the_error_of_plain_attention(dtype: torch.dtype, mode: str) -> None:
+    pair = PromptPair(prompt("a cat on a sofa"), prompt("a trooper-3 on a sofa"))
+    words = pair.align(mode if mode in ("replace", "refine") else "auto")
+    if mode == "weights":
+        words = reweighted(words, pair.target, [("trooper-3", -1.0), ("sofa", 0.5), ("on", 1.5)])
+    if mode == "windows":
+        words = windowed(words, pair.target, [("trooper-3", (0.5, 1.0)), ("a", (0.0, 0.1))])
     ours, theirs = 0.0, 0.0
     for seed in range(10):
-        call = make_call(kind, seed=seed, heads=4, width=8, queries=(4, 4), dtype=dtype)
-        exact = edited_by_maps(call, words.mapper, words.own, TWO) if kind == "cross" else self_by_maps(call, TWO)
+        call = make_call("self" if mode == "self" else "cross", TWO, seed, 4, 8, (4, 4), dtype=dtype)
+        exact = self_by_maps(call, TWO) if mode == "self" else edited_by_maps(call, [words], TWO)
         out = PromptToPrompt((words,))(call, Attend(), {})
         assert out.dtype == dtype
         ours += (out.double() - exact)[3].square().mean().item()
@@ -225,6 +208,124 @@ def test_sums_of_attention_stay_one_under_replace_whatever_the_token_counts() ->
     call = make_call("cross")
     out = PromptToPrompt((words,))(call.replace(call.q, call.k, torch.ones_like(call.v)), Attend(), {})
     assert_exact(out, torch.ones_like(out))
+
+
+def test_what_the_rest_of_the_chain_gives_is_not_written_into() -> None:
+    call = make_call("cross")
+    given = torch.zeros_like(call.q)
+    assert PromptToPrompt((alignment(),))(call, lambda inner: given, {}).any() and not given.any()
+
+
+# weights
+
+
+CATS = PromptPair(prompt("a cat on a red sofa"), prompt("a trooper-3 on a red sofa"))
+
+
+@pytest.mark.parametrize("mode", ["replace", "refine", "reweight"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_weights_of_one_change_no_bit(mode: str, dtype: torch.dtype) -> None:
+    words, call = CATS.align(mode), make_call("cross", dtype=dtype)
+    ones = dataclasses.replace(words, weights=torch.ones(77))
+    assert torch.equal(*(PromptToPrompt((one,))(call, Attend(), {}) for one in (words, ones)))
+
+
+@pytest.mark.parametrize("mode", ["replace", "refine", "reweight"])
+def test_a_word_of_weight_zero_is_gone_whatever_its_value(mode: str) -> None:
+    words = reweighted(CATS.align(mode), CATS.target, [("trooper-3", 0.0)])
+    call, columns = make_call("cross", dtype=torch.float32), list(CATS.target.find("trooper-3"))
+    v = call.v.clone()
+    v[3, columns] = 1e6
+    there, far = call, call.replace(call.q, call.k, v)
+    assert torch.equal(*(PromptToPrompt((words,))(one, Attend(), {}) for one in (there, far)))
+    closed = dataclasses.replace(far, place=Place(40, 50, 1.0))
+    assert torch.equal(PromptToPrompt((words,))(closed, Attend(), {}), plain(far))
+
+
+@pytest.mark.parametrize("mode", ["replace", "refine", "reweight"])
+@pytest.mark.parametrize("word", ["trooper-3", "red", "a"])
+def test_the_edit_is_linear_in_a_weight(mode: str, word: str) -> None:
+    call, words = make_call("cross"), CATS.align(mode)
+    maps = edited_by_maps(call, [words], TWO)
+    out = {
+        c: PromptToPrompt((reweighted(words, CATS.target, [(word, c)]),))(call, Attend(), {}) for c in (-2.0, 0.0, 4.0)
+    }
+    assert not torch.equal(out[0.0][3], maps[3])
+    for c, one in out.items():
+        assert_exact(one, out[0.0] + c * (maps - out[0.0]))
+
+
+# windows of words
+
+
+def map_of_columns(words: Alignment, step: int, window: tuple[float, float]) -> tuple[torch.Tensor, ...]:
+    """The edited map [queries, columns] itself, read with one-hot values; the source's; the target's own."""
+    call = make_call("cross", heads=1, width=77, place=Place(step, 50, 1.0))
+    call = call.replace(call.q, call.k, torch.eye(77, dtype=torch.float64).expand(4, 77, 77))
+    whole = probabilities(call.q, call.k, 1)[:, 0]
+    return PromptToPrompt((words,), window)(call, Attend(), {})[3], whole[2], whole[3]
+
+
+@pytest.mark.parametrize("window", [(0.0, 0.4), (0.3, 0.8), (0.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("own", [(0.0, 0.1), (0.2, 1.0), (0.5, 0.5)])
+def test_a_word_is_edited_in_its_own_window_and_nowhere_else(
+    window: tuple[float, float], own: tuple[float, float]
+) -> None:
+    """50 steps, a table of 51: 0.1 is step 5, 0.2 step 10, 0.3 step 15, 0.4 step 20, 0.8 step 40."""
+    flips = {0.0: 0, 0.1: 5, 0.2: 10, 0.3: 15, 0.4: 20, 0.5: 25, 0.8: 40, 1.0: 51}
+    pair = PromptPair(prompt("a cat on a sofa"), prompt("a dog on a sofa"))
+    words = windowed(pair.align(), pair.target, [("a", own)])
+    for step in (0, 4, 5, 9, 10, 14, 15, 19, 20, 24, 25, 39, 40, 49):
+        edited, theirs, mine = map_of_columns(words, step, window)
+        for column in range(77):
+            start, end = own if column in (1, 4) else window
+            expected = theirs if flips[start] <= step < flips[end] else mine
+            assert_exact(edited[:, column], expected[:, column])
+
+
+def test_the_later_of_two_windows_of_a_word_wins() -> None:
+    pair = PromptPair(prompt("a cat on a sofa"), prompt("a dog on a sofa"))
+    words = windowed(pair.align(), pair.target, [("dog", (0.0, 0.1)), ("a dog", (0.0, 0.9))])
+    edited, theirs, mine = map_of_columns(words, 25, (0.0, 0.2))
+    assert_exact(edited[:, 1:3], theirs[:, 1:3])
+    assert_exact(edited[:, 3:], mine[:, 3:])
+
+
+def test_cross_attention_is_wanted_while_the_window_of_any_word_of_any_target_is_open() -> None:
+    one = dataclasses.replace(alignment(), windows=(((1,), (0.6, 0.8)),))
+    two = dataclasses.replace(alignment(), windows=(((2,), (0.0, 0.1)), ((3,), (0.5, 0.55))))
+    controller = PromptToPrompt((one, two), cross=(0.2, 0.4), self_=(0.0, 0.0))
+    assert steps_open(controller, "cross") == [*range(5), *range(10, 20), *range(25, 28), *range(30, 40)]
+    reads = [controller.reads(Place(step, 50, 1.0)) for step in (4, 5, 19, 20, 39, 40)]
+    assert reads == ["cond", "nothing", "cond", "nothing", "cond", "nothing"]
+
+
+def test_a_target_whose_words_are_all_out_of_their_windows_is_bit_equal_to_plain() -> None:
+    layout, place = Layout("uc", 2), Place(25, 50, 1.0)
+    late = dataclasses.replace(alignment(), windows=(((1,), (0.4, 0.9)),))
+    call = make_call("cross", layout, dtype=torch.float16, place=place)
+    out = PromptToPrompt((alignment(), late), cross=(0.0, 0.2))(call, Attend(), {})
+    assert torch.equal(out[4], plain(call)[4]) and not torch.equal(out[5], plain(call)[5])
+
+
+@few
+@given(alignments(77, 77), alignments(77, 77), windows)
+def test_a_whole_run_on_one_state_is_every_step_on_its_own(
+    one: Alignment, two: Alignment, window: tuple[float, float]
+) -> None:
+    controller, layout = PromptToPrompt((one, two), window), Layout("uc", 2)
+    state = controller.begin()
+    for step in range(0, 50, 7):
+        for dtype in (torch.float32, torch.float64):
+            call = make_call("cross", layout, step, dtype=dtype, place=Place(step, 50, 1.0))
+            assert torch.equal(controller(call, Attend(), state), controller(call, Attend(), controller.begin()))
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_fewer_words_than_targets_are_refused(given: int) -> None:
+    call = make_call("cross", Layout("uc", 3))
+    with pytest.raises(PivotError, match=f"words for {given + 1} target prompts, but got {given} in P2P"):
+        PromptToPrompt((alignment(),) * given)(call, Attend(), {})
 
 
 # what is left alone
@@ -352,25 +453,28 @@ def test_a_window_outside_the_run_is_refused(name: str, window: tuple[float, flo
 # where
 
 
-@pytest.mark.parametrize(("latent", "is_edited"), [(24, True), (23, False), (6, False), (96, True)])
-def test_self_attention_is_edited_up_to_a_quarter_of_the_latent(latent: int, is_edited: bool) -> None:
-    call, attend = make_call("self", queries=(2, 3), latent=latent), Attend()
+def at_scale(kind: Kind, scale: int) -> AttentionCall:
+    return make_call(kind, queries=(2, 3), latent=(2 * scale, 3 * scale), layer=dataclasses.replace(DEEP, scale=scale))
+
+
+@pytest.mark.parametrize(("scale", "is_edited"), [(1, False), (2, True), (4, True)])
+def test_self_attention_is_edited_up_to_a_quarter_of_the_latent(scale: int, is_edited: bool) -> None:
+    call, attend = at_scale("self", scale), Attend()
     out = PromptToPrompt((alignment(),))(call, attend, {})
     assert torch.equal(out, plain(call)) is not is_edited
     assert (attend.calls[0] is call) is not is_edited
 
 
-@pytest.mark.parametrize("limit", [0.0, 1 / 16, 1.0])
+@pytest.mark.parametrize("limit", [0.0, 1 / 16, 0.2, 1.0])
 def test_the_limit_of_self_attention_can_be_chosen(limit: float) -> None:
-    areas = {6: 1.0, 24: 1 / 4, 96: 1 / 16}
-    for latent, area in areas.items():
-        call = make_call("self", queries=(2, 3), latent=latent)
+    for scale, area in {1: 1.0, 2: 1 / 4, 4: 1 / 16}.items():
+        call = at_scale("self", scale)
         out = PromptToPrompt((alignment(),), self_limit=limit)(call, Attend(), {})
         assert torch.equal(out, plain(call)) is not (area <= limit)
 
 
 def test_cross_attention_is_edited_at_any_size() -> None:
-    call = make_call("cross", queries=(2, 3), latent=6)
+    call = at_scale("cross", 1)
     assert not torch.equal(PromptToPrompt((alignment(),), self_limit=0.0)(call, Attend(), {}), plain(call))
 
 
@@ -378,17 +482,19 @@ def test_no_map_is_ever_built() -> None:
     """Nothing larger than q, v or the mapper is made; the maps of this call are 38 times larger than q."""
     call = make_call("cross", heads=8, width=2, queries=(16, 16), columns=77)
     words = align_refine(prompt("a cat"), prompt("a big cat"))
-    sizes: list[int] = []
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            out = func(*args, **(kwargs or {}))
-            sizes.extend([out.numel()] if isinstance(out, torch.Tensor) else [])
-            return out
 
     def no_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(q)
 
-    with Sizes():
+    with Sizes() as sizes:
         PromptToPrompt((words,))(dataclasses.replace(call, fused=no_attention), lambda c: torch.zeros_like(c.q), {})
-    assert sizes and max(sizes) <= max(call.q.numel(), call.v.numel(), 77 * 77)
+    assert sizes.made and max(sizes.made) <= max(call.q.numel(), call.v.numel(), 77 * 77)
+
+
+def test_tables_are_as_exact_as_the_call() -> None:
+    thirds = Alignment(torch.full((12, 12), 1 / 3), torch.ones(12), "", "", torch.full((12,), 0.1))
+    call = make_call("cross", columns=12)
+    mapper, own, weights = (table.double() for table in (thirds.mapper, thirds.own, thirds.weights))
+    maps = probabilities(call.q, call.k, call.heads)
+    maps[3] = (maps[2] @ mapper + maps[3] * own) * weights
+    assert_exact(PromptToPrompt((thirds,))(call, Attend(), {}), times_v(maps, call.v, call.heads))

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from reference import few, longest_common_subsequence, prompt
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.words import Alignment, Prompt, PromptPair, align_refine, align_replace
+from pivot_edit.core.words import (
+    Alignment,
+    Prompt,
+    PromptPair,
+    align_refine,
+    align_replace,
+    among,
+    legacy_refine,
+    legacy_replace,
+    phrases,
+    reweighted,
+    windowed,
+    word_weights,
+    word_windows,
+)
 
 SILVER = PromptPair(prompt("a cat sitting next to a mirror"), prompt("a silver cat sculpture sitting next to a mirror"))
 
@@ -210,3 +224,241 @@ def test_special_columns_read_special_columns_or_keep_their_own(old: str, new: s
     assert torch.equal(alignment.own[specials], (alignment.mapper[:, specials].sum(0) == 0).float())
     assert alignment.mapper[columns_of(source)][:, specials].count_nonzero() == 0
     assert alignment.mapper[0].nonzero().flatten().tolist() == [0]
+
+
+# the tables of the public implementations
+
+
+def test_legacy_loses_what_stands_behind_a_word_that_grew() -> None:
+    """a 1, cat 2, on 3, it 4 -> a 1, trooper 2 to 4, on 5, it 6."""
+    alignment = legacy_replace(prompt("a cat on it"), prompt("a trooper-3 on it"))
+    assert alignment.mapper.sum(1).tolist() == pytest.approx([1, 1, 1, 0, 0] + [1] * 72)
+    assert alignment.mapper[2, 2:5].tolist() == pytest.approx([1 / 3] * 3)
+    assert sources_of(alignment, list(range(5, 77))) == list(range(5, 77))
+    assert not alignment.own.any() and alignment.mode == "replace"
+
+
+def test_legacy_doubles_what_stands_behind_a_word_that_shrank() -> None:
+    """a 1, trooper 2 to 4, on 5, it 6 -> a 1, cat 2, on 3, it 4."""
+    mapper = legacy_replace(prompt("a trooper-3 on it"), prompt("a cat on it")).mapper
+    assert mapper.sum(1).tolist() == [1, 1, 1, 2, 2] + [1] * 70 + [0, 0]
+    assert mapper[2:5, 2].tolist() == [1, 1, 1]
+    assert mapper[:, 75:].count_nonzero() == 0
+    assert torch.equal(mapper[5:75, 3:75], torch.eye(72)[2:])
+
+
+def test_legacy_is_aligned_up_to_the_last_changed_word() -> None:
+    """a 1, cat 2, on 3, red 4, sofa 5, now 6 -> a 1, trooper 2 to 4, on 5, red 6, table 7 to 8, now 9."""
+    source, target = prompt("a cat on red sofa now"), prompt("a trooper-3 on red table-2 now")
+    mapper = legacy_replace(source, target).mapper
+    assert sources_of(Alignment(mapper, mapper, "", ""), list(range(10))) == [0, 1, 2, 2, 2, 3, 4, 5, 5, 9]
+    assert mapper[5, 7:9].tolist() == [0.5, 0.5]
+
+
+@few
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), min_size=1, max_size=15), st.data())
+def test_legacy_is_the_identity_where_the_token_counts_agree(words: list[tuple[str, int]], data: st.DataObject) -> None:
+    source = prompt(" ".join(f"{name}-{count}" for name, count in words))
+    target = prompt(" ".join(f"{data.draw(st.sampled_from('abc'))}-{count}" for _, count in words))
+    assert torch.equal(legacy_replace(source, target).mapper, torch.eye(77))
+
+
+@few
+@given(texts, texts)
+def test_legacy_refines_as_it_should_unless_the_target_is_the_shorter_one(old: str, new: str) -> None:
+    source, target = prompt(old), prompt(new)
+    fixed, legacy = align_refine(source, target), legacy_refine(source, target)
+    end = 2 + len(columns_of(target))
+    same = torch.equal(legacy.mapper, fixed.mapper) and torch.equal(legacy.own, fixed.own)
+    assert same is (len(columns_of(target)) >= len(columns_of(source)))
+    assert torch.equal(legacy.mapper[:, :end], fixed.mapper[:, :end])
+    assert torch.equal(legacy.own[:end], fixed.own[:end])
+    assert sources_of(legacy, list(range(end, 77))) == list(range(end, 77)) and not legacy.own[end:].any()
+
+
+def test_legacy_padding_behind_a_shorter_target_reads_words_of_the_source() -> None:
+    source, target = prompt("a cat sitting next to a mirror"), prompt("a cat")
+    assert source.words[6].columns == (7,)
+    assert sources_of(legacy_refine(source, target), list(range(9))) == [0, 1, 2, 8, 4, 5, 6, 7, 8]
+    assert sources_of(align_refine(source, target), list(range(9))) == [0, 1, 2, 8, -1, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mode", "chosen"),
+    [
+        ("a cat", "a trooper-3", "auto", "replace"),
+        ("a cat", "a trooper-3", "refine", "refine"),
+        ("a cat", "a big cat", "auto", "refine"),
+        ("a cat", "a big cat", "reweight", "reweight"),
+    ],
+)
+def test_the_legacy_tables_are_chosen_as_the_fixed_ones(old: str, new: str, mode: str, chosen: str) -> None:
+    pair = PromptPair(prompt(old), prompt(new))
+    tables = {"replace": legacy_replace, "refine": legacy_refine}
+    alignment = pair.align(mode, "legacy")
+    assert alignment.mode == pair.align(mode).mode == chosen
+    expected = tables[chosen](pair.source, pair.target) if chosen in tables else pair.align(mode)
+    assert torch.equal(alignment.mapper, expected.mapper) and torch.equal(alignment.own, expected.own)
+    assert alignment.note.endswith("legacy table") is (chosen in tables)
+
+
+@pytest.mark.parametrize(("old", "new", "got"), [("a " * 76, "a", "154 and 77"), ("a", "a " * 151, "77 and 231")])
+@pytest.mark.parametrize("mode", ["auto", "refine"])
+def test_legacy_tables_of_several_chunks_are_refused(old: str, new: str, got: str, mode: str) -> None:
+    with pytest.raises(PivotError, match=f"at most 75 tokens for the legacy mapper, but got {got} columns"):
+        PromptPair(prompt(old), prompt(new)).align(mode, "legacy")
+
+
+def test_an_unknown_mapper_is_refused() -> None:
+    with pytest.raises(PivotError, match="mapper to be one of .*fixed.*legacy.*but got 'old'"):
+        SILVER.align(mapper="old")
+
+
+# reweight by position
+
+
+@few
+@given(st.lists(texts, min_size=2, max_size=2), st.sampled_from(["fixed", "legacy"]))
+def test_reweighting_alone_reads_every_column_where_it_stands(pair: list[str], mapper: str) -> None:
+    alignment = PromptPair(*map(prompt, pair)).align("reweight", mapper)
+    assert torch.equal(alignment.mapper, torch.eye(77))
+    assert not alignment.own.any() and alignment.mode == "reweight" and alignment.weights is None
+
+
+def test_the_note_of_reweighting_counts_the_words_that_stay() -> None:
+    pair = PromptPair(prompt("a cat on it"), prompt("a dog on it now"))
+    assert pair.align("reweight").note == "3 words kept in their places"
+
+
+def test_reweighting_alone_goes_over_several_chunks_but_needs_as_many() -> None:
+    long = prompt("a " * 76)
+    assert torch.equal(PromptPair(long, prompt("b " * 76)).align("reweight").mapper, torch.eye(154))
+    with pytest.raises(PivotError, match="as many columns .* but got 154 and 77"):
+        PromptPair(long, prompt("a")).align("reweight")
+
+
+# weights and windows of words
+
+RED = PromptPair(prompt("a cat on a sofa"), prompt('a "red" fox-2, on a red sofa'))
+
+
+def test_weights_go_to_the_columns_of_their_words_without_punctuation() -> None:
+    """a 1, " 2, red 3, " 4, fox 5 to 6, the comma 7, on 8, a 9, red 10, sofa 11."""
+    alignment = reweighted(RED.align(), RED.target, [("RED", 2.0), ("fox-2", -0.5)])
+    expected = {3: 2.0, 10: 2.0, 5: -0.5, 6: -0.5}
+    assert alignment.weights is not None
+    assert alignment.weights.tolist() == [expected.get(column, 1.0) for column in range(77)]
+
+
+def test_a_phrase_is_weighted_only_where_all_of_it_stands_and_the_last_weight_wins() -> None:
+    weights = [("red", 2.0), ("red sofa", 0.0), ("on a", 3.0), ("a", 1.5)]
+    alignment = reweighted(RED.align(), RED.target, weights)
+    assert alignment.weights is not None
+    assert alignment.weights[[3, 10, 11, 8, 9, 1]].tolist() == [2.0, 0.0, 0.0, 3.0, 1.5, 1.5]
+
+
+def test_weights_add_to_those_there_are_and_leave_the_alignment_they_came_from() -> None:
+    plain = RED.align()
+    first = reweighted(plain, RED.target, [("fox-2", 2.0)])
+    second = reweighted(first, RED.target, [("sofa", 3.0)])
+    assert plain.weights is None and first.weights is not None and second.weights is not None
+    assert first.weights[[5, 11]].tolist() == [2.0, 1.0] and second.weights[[5, 11]].tolist() == [2.0, 3.0]
+    assert second.mapper is plain.mapper and second.mode == plain.mode
+    assert second.note == f"{plain.note}; 'fox-2' x 2; 'sofa' x 3"
+
+
+def test_windows_go_to_the_columns_of_their_words_in_their_order() -> None:
+    plain = RED.align()
+    first = windowed(plain, RED.target, [("red", (0.2, 0.8)), ("fox-2", (0.0, 1.0))])
+    second = windowed(first, RED.target, [("red sofa", (0.5, 0.5))])
+    assert first.windows == (((3, 10), (0.2, 0.8)), ((5, 6), (0.0, 1.0)))
+    assert second.windows == (*first.windows, ((10, 11), (0.5, 0.5)))
+    assert first.note == f"{plain.note}; 'red' from 0.2 to 0.8, 'fox-2' from 0 to 1"
+
+
+def test_no_weights_and_no_windows_are_the_same_alignment() -> None:
+    plain = RED.align()
+    assert reweighted(plain, RED.target, []) is plain and windowed(plain, RED.target, []) is plain
+
+
+def test_weights_and_windows_of_words_that_the_target_lacks_are_errors_that_list_its_words() -> None:
+    """The source's cat is not in the target."""
+    listed = r"but got 'cat'\. Its words are: a, red, fox-2, on, sofa\.$"
+    with pytest.raises(PivotError, match=listed):
+        reweighted(RED.align(), RED.target, [("red", 2.0), ("cat", 2.0)])
+    with pytest.raises(PivotError, match=listed):
+        windowed(RED.align(), RED.target, [("cat", (0.0, 1.0))])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", []),
+        (" ,; \n,", []),
+        ("cat", ["cat"]),
+        ("cat, blue hair;dog\n  red   sofa ,", ["cat", "blue hair", "dog", "red   sofa"]),
+    ],
+)
+def test_phrases_are_separated_by_commas_semicolons_or_lines(text: str, parts: list[str]) -> None:
+    assert phrases(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("", []),
+        ("shiny: 2, red: -0.5", [("shiny", 2.0), ("red", -0.5)]),
+        ("blue hair:.5;x : +3.\ny:0", [("blue hair", 0.5), ("x", 3.0), ("y", 0.0)]),
+        ("at 3:4: 2, storm-trooper: 1", [("at 3:4", 2.0), ("storm-trooper", 1.0)]),
+        ("red: 1, red: 2", [("red", 1.0), ("red", 2.0)]),
+    ],
+)
+def test_weights_are_read(text: str, pairs: list[tuple[str, float]]) -> None:
+    assert word_weights(text) == pairs
+
+
+@pytest.mark.parametrize(
+    "part", ["shiny", "shiny 2", "shiny:", ":2", ": 2", "x: two", "x: 1e3", "x: 1.2.3", "x: --1", "x: nan", "x: 2x"]
+)
+def test_weights_that_cannot_be_read_are_errors_that_quote_them(part: str) -> None:
+    with pytest.raises(PivotError, match="words with weights, such as") as caught:
+        word_weights(f"red: 1, {part}; blue: 2")
+    assert caught.value.got == repr(part)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("", []),
+        ("star: 0.2-0.8, red: 0.5", [("star", (0.2, 0.8)), ("red", (0.0, 0.5))]),
+        ("blue hair:.25 - 1.\nstar-2: 0-1;x: 1", [("blue hair", (0.25, 1.0)), ("star-2", (0.0, 1.0)), ("x", (0, 1))]),
+    ],
+)
+def test_windows_are_read(text: str, pairs: list[tuple[str, tuple[float, float]]]) -> None:
+    assert word_windows(text) == pairs
+
+
+@pytest.mark.parametrize("part", ["star", "star 0.5", "star:", ": 0.5", "x: 0.2-", "x: -0.2", "x: 0-0.5-1", "x: a-b"])
+def test_windows_that_cannot_be_read_are_errors_that_quote_them(part: str) -> None:
+    with pytest.raises(PivotError, match="words with windows, such as") as caught:
+        word_windows(f"red: 1, {part}; blue: 0.5")
+    assert caught.value.got == repr(part)
+
+
+@pytest.mark.parametrize("part", ["star: 0.2-1.01", "star: 2", "star: 10-40", "star: 1.5-0.5", "star: 0.8-0.2"])
+def test_windows_beyond_the_run_are_refused(part: str) -> None:
+    with pytest.raises(PivotError, match=f"windows between 0 and 1, start before end, but got '{part}'"):
+        word_windows(f"red: 1, {part}")
+
+
+def test_among_tells_which_prompts_have_a_phrase() -> None:
+    prompts = [prompt("a cat"), prompt("a Dog, now"), prompt("the dog now")]
+    assert among(prompts, "dog") == [1, 2]
+    assert among(prompts, "dog now") == [1, 2]
+    assert among(prompts, "a") == [0, 1]
+
+
+def test_among_lists_the_words_of_all_prompts_once_where_none_has_the_phrase() -> None:
+    prompts = [prompt("a cat"), prompt("a dog"), prompt("a cat")]
+    with pytest.raises(PivotError, match=r"'a cat' or 'a dog', but got 'cat dog'\. There are: a, cat, dog\.$"):
+        among(prompts, "cat dog")

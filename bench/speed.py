@@ -1,0 +1,431 @@
+"""`make bench-speed`: what attention control costs in time, memory and UNet rows; writes out/bench/speed.json.
+
+Every figure is a ratio of things measured in this one run, on UNets of full size with random weights: SD1.5 at 512x512
+in bf16 on one CPU thread and, where there is CUDA, SDXL at 1024x1024 in fp16. The host's attention is torch's own.
+
+* A step is one call of the real guider, from the sampler's latents to denoised ones; loading is not in the time.
+  Cases take turns, and a ratio is the median over turns of the ratio within a turn.
+* Controlled step / plain step: self and cross windows open, against a controller that has the same rows run and edits
+  nothing. P2P under direct inversion runs 3 rows, MasaCtrl 4.
+* Whole edit / materialised way: 10 steps, cross .8, self .4, put together from one measured step of each kind: all
+  windows open, cross alone, all closed. The materialised way is tests/host/materialised.py, 4 rows at every step;
+  tests/host/test_materialised.py shows that both give the same edit.
+  Under negative-prompt inversion the open steps are those of direct, and the closed ones are plain steps of 3 rows.
+* Memory: peak of the activations of one step (bench/memory.py; on CUDA the allocator's own peak), and the new
+  tensors that have the shape of attention maps of 256 tokens or more.
+* Rows per step: counted by the guider over an edit of 50 steps on a small UNet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.install import ROOT, import_comfy
+from bench.memory import MemoryHook, attention_maps
+from bench.pack import part
+
+OUT = ROOT / "out" / "bench"
+STEPS = 10
+CFG = 7.5
+OVERHEAD = 1.05
+TEXT = 77  # columns of a prompt
+SMALLEST = 256  # tokens of which maps are looked for; those of the 8x8 in the middle are smaller than all else
+
+Figure = dict[str, Any]
+Result = dict[str, list[float]]
+
+
+# -- what is measured on -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A full-size UNet: its kind and what differs from the small one of tests/host/unets.py; side of the latent."""
+
+    title: str
+    kind: str
+    size: dict[str, int]
+    side: int
+    dtype: torch.dtype
+    device: str
+    turns: int
+
+
+SD15 = Setting(
+    "SD1.5 512x512",
+    "SD15",
+    {"model_channels": 320, "context_dim": 768, "num_heads": 8, "num_head_channels": -1},
+    64,
+    torch.bfloat16,
+    "cpu",
+    3,
+)
+SDXL = Setting(
+    "SDXL 1024x1024",
+    "SDXL",
+    {"model_channels": 320, "context_dim": 2048, "num_heads": -1, "num_head_channels": 64},
+    128,
+    torch.float16,
+    "cuda",
+    9,
+)
+
+
+def host_test(name: str) -> Any:
+    """A module of tests/host."""
+    folder = str(ROOT / "tests" / "host")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def build(setting: Setting) -> Any:
+    """A ModelPatcher with random weights that keep activations at unit size."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    unets, device = host_test("unets"), torch.device(setting.device)
+    config = getattr(comfy.supported_models, setting.kind)(
+        {**unets.COMMON, **unets.SHAPES[setting.kind], **setting.size},
+    )
+    config.unet_config.update(setting.size)
+    config.set_inference_dtype(setting.dtype, None)
+    model = config.get_model({}, "", device=device).to(device).eval()
+    for weight in model.diffusion_model.parameters():
+        weight.requires_grad_(False).normal_(0.0, max(weight[0].numel(), 1) ** -0.5)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+
+class SameRows(part("core.attention").Controller):  # type: ignore[misc]
+    """Has the guider run the source's rows and edits nothing: the plain step of as many rows."""
+
+    def __init__(self, read: str) -> None:
+        self.read = read
+
+    def wants(self, kind: str, place: Any) -> bool:
+        return False
+
+    def reads(self, place: Any) -> str:
+        return self.read
+
+    def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
+        return attend(call)
+
+
+def alignment(mode: str) -> Any:
+    """The alignment of two prompts of eight words that differ in one."""
+    words = part("core.words")
+
+    def prompt(third: int) -> Any:
+        tokens = (49406, 320, 321, third, *range(323, 328), *[49407] * 68)
+        listed = tuple(words.Word(str(tokens[i]), (i,), (i,)) for i in range(1, 9))
+        return words.Prompt(" ".join(word.text for word in listed), listed, tokens)
+
+    return words.PromptPair(prompt(322), prompt(999)).align(mode)
+
+
+class Bed:
+    """A full-size model, a made-up inversion of 10 steps and random texts: what guiders are made from."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.model = build(setting)
+        models = part("host.models")
+        sigmas = part("core.schedule").level_table(models.trained_sigmas(self.model), STEPS)
+        self.texts = {name: self._text(seed) for seed, name in enumerate(("source", "target", "negative"))}
+        marks = models.fingerprint(self.model), models.conditioning_fingerprint(self.texts["source"])
+        latents = torch.randn(STEPS + 1, 1, 4, setting.side, setting.side)
+        self.trajectory = part("core.trajectory").Trajectory(sigmas, latents, "ddim", *marks)
+
+    def _text(self, seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(1, TEXT, self.setting.size["context_dim"], generator=generator)
+        return [[text, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
+
+    def controlled(self, controller: Any) -> Any:
+        """The edit guider under direct inversion with one controller."""
+        model = part("host.patching").add_controller(self.model, controller)
+        return part("host.editing").edit_guider(model, self.trajectory, **self.texts, cfg=CFG, correction="direct")
+
+    def materialised(self) -> Any:
+        """The stock guider on four rows with written-out maps."""
+        tables, way = alignment("replace"), host_test("materialised")
+        model = way.explicit(self.model, way.MapEdit(tables.mapper, tables.own))
+        return way.guider(model, **self.texts, cfg=CFG)
+
+    def maps(self) -> list[tuple[int, int, int]]:
+        """The sizes of this model's attention maps, (heads, queries, keys), of self- and cross-attention."""
+        unet = self.model.model.diffusion_model
+        heads = {module.n_heads for module in unet.modules() if hasattr(module, "n_heads")}
+        tokens = {(self.setting.side // scale) ** 2 for scale in part("host.layers").scales_of(self.model)}
+        large = [count for count in tokens if count >= SMALLEST]
+        return [(each, count, keys) for each in heads for count in large for keys in (count, TEXT)]
+
+    def measure(self, guider: Any, step: int, how: Callable[[Callable[[], Any]], Any]) -> Any:
+        """What `how` makes of one step of a run."""
+        found = []
+
+        def sample(model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *rest: Any) -> Any:
+            x = noise * (1.0 + sigmas[step] ** 2) ** 0.5
+            found.append(how(lambda: model_wrap(x, sigmas[step].expand(len(x)), **extra_args)))
+            return x
+
+        sampler = part("host.sampling").ReplaySampler(self.trajectory, None)
+        sampler.sample = sample
+        noise = torch.randn(2, 4, self.setting.side, self.setting.side)
+        guider.sample(noise, noise, sampler, self.trajectory.descending, disable_pbar=True, seed=0)
+        return found[0]
+
+
+# -- how it is measured --------------------------------------------------------------------------------------
+
+
+def seconds_on(device: str) -> Callable[[Callable[[], Any]], float]:
+    """How to time a call: on CUDA until the GPU is done; on the CPU in this process's own time, because with one
+    thread that is the time on a quiet machine, and other processes do not count."""
+
+    def on_cpu(call: Callable[[], Any]) -> float:
+        began = time.process_time()
+        call()
+        return time.process_time() - began
+
+    def on_cuda(call: Callable[[], Any]) -> float:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return on_cuda if device == "cuda" else on_cpu
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """peak: bytes of activations; largest: elements of the largest new tensor; shapes: of all new tensors."""
+
+    peak: int
+    largest: int
+    shapes: frozenset[tuple[int, ...]]
+
+
+def memory_on(device: str) -> Callable[[Callable[[], Any]], Memory]:
+    """How to measure memory on a device."""
+
+    def memory(call: Callable[[], Any]) -> Memory:
+        cuda = device == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if cuda else 0
+        with MemoryHook() as hook:
+            call()
+        peak = torch.cuda.max_memory_allocated() - before if cuda else hook.peak
+        return Memory(peak, hook.largest, frozenset(hook.shapes))
+
+    return memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A guider at a step, and in how many turns it is timed."""
+
+    guider: Any
+    step: int
+    turns: int
+
+
+def cases(bed: Bed) -> dict[str, Case]:
+    """What is compared, by name."""
+    controls, turns = part("attention"), bed.setting.turns
+    layers = part("attention.masactrl").decoder_layers(part("host.layers").layers_of(bed.model))
+    made = {
+        "plain, 3 rows": SameRows("cond"),
+        "P2P replace": controls.PromptToPrompt((alignment("replace"),)),
+        "P2P refine": controls.PromptToPrompt((alignment("refine"),)),
+        "plain, 4 rows": SameRows("both"),
+        "MasaCtrl": controls.MasaCtrl(layers),
+    }
+    return {name: Case(bed.controlled(controller), 0, turns) for name, controller in made.items()}
+
+
+def whole_edit_cases(bed: Bed) -> dict[str, Case]:
+    """One step of each kind of a P2P edit, folded and materialised; the folded first step is compared anyway."""
+    folded, materialised = bed.controlled(part("attention").PromptToPrompt((alignment("replace"),))), bed.materialised()
+    first, *later = kinds_of_step()
+    made = {f"folded, step {step}": Case(folded, step, 1) for step in later}
+    return {**made, **{f"materialised, step {step}": Case(materialised, step, 1) for step in (first, *later)}}
+
+
+def kinds_of_step() -> dict[int, int]:
+    """The first step of each kind, by which windows are open, and how many there are of it."""
+    controller, place = part("attention").PromptToPrompt((alignment("replace"),)), part("core.attention").Place
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for step in range(STEPS):
+        at = place(step, STEPS, 0.0)
+        kinds.setdefault((controller.wants("self", at), controller.wants("cross", at)), []).append(step)
+    return {steps[0]: len(steps) for steps in kinds.values()}
+
+
+def time_all(bed: Bed, all_cases: dict[str, Case]) -> Result:
+    """Seconds of every case in every turn."""
+    found: Result = {name: [] for name in all_cases}
+    seconds = seconds_on(bed.setting.device)
+    for turn in range(max(case.turns for case in all_cases.values())):
+        for name, case in all_cases.items():
+            if turn < case.turns:
+                found[name].append(bed.measure(case.guider, case.step, seconds))
+                print(f"  {name}: {found[name][-1]:.3f} s", file=sys.stderr, flush=True)
+    return found
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """The figures of one setting as they are found."""
+
+    title: str
+    device: str
+    figures: list[Figure] = dataclasses.field(default_factory=list)
+
+    def add(self, figure: str, value: float | None, target: float | None, reference: str, note: str = "") -> None:
+        """Note a figure; smaller is better, at most `target` is wanted."""
+        rounded = None if value is None else round(value, 3)
+        entry = {"figure": f"{figure}, {self.title}", "value": rounded, "target": target, "reference": reference}
+        self.figures.append({**entry, "device": self.device, **({"note": note} if note else {})})
+
+
+def ratio(times: Result, name: str, plain: str) -> float:
+    """The median over turns of a case's time over the plain one's of the same turn."""
+    return statistics.median(a / b for a, b in zip(times[name], times[plain], strict=False))
+
+
+def step_figures(sheet: Sheet, times: Result) -> None:
+    """Controlled step / plain step."""
+    for name, rows in (("P2P replace", 3), ("P2P refine", 3), ("MasaCtrl", 4)):
+        value = ratio(times, name, f"plain, {rows} rows")
+        sheet.add(f"controlled step / plain step, {name}", value, OVERHEAD, "explicit-softmax attention 2.2")
+
+
+def whole_edit_figures(sheet: Sheet, times: Result) -> None:
+    """The whole edit against the materialised four-row way, and what writing the maps out costs a step."""
+    kinds = kinds_of_step()
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    middle["folded, step 0"] = middle["P2P replace"]
+    edits = {
+        way: sum(count * middle[f"{way}, step {step}"] for step, count in kinds.items())
+        for way in ("folded", "materialised")
+    }
+    closed = list(kinds)[-1]
+    prompt = edits["folded"] + kinds[closed] * (middle["plain, 3 rows"] - middle[f"folded, step {closed}"])
+    for correction, time_ in (("direct", edits["folded"]), ("negative_prompt", prompt)):
+        name = f"whole P2P edit / materialised four-row way, {correction}"
+        sheet.add(name, time_ / edits["materialised"], 0.357, "the materialised way, 1")
+    value = middle["materialised, step 0"] / middle["plain, 4 rows"]
+    sheet.add("materialised step / plain step, P2P", value, None, "explicit-softmax attention 2.2")
+
+
+def memory_figures(sheet: Sheet, bed: Bed, all_cases: dict[str, Case]) -> None:
+    """Peak activations against the plain step of as many rows, and attention maps found among the new tensors."""
+    how = memory_on(bed.setting.device)
+    found = {name: bed.measure(case.guider, case.step, how) for name, case in all_cases.items()}
+    for name, memory in found.items():
+        plain = found["plain, 3 rows" if name.startswith("P2P") else "plain, 4 rows"]
+        if name.startswith("plain"):
+            continue
+        target, none = (None, None) if name.startswith("materialised") else (OVERHEAD, 0)
+        maps = {shape for size in bed.maps() for shape in attention_maps(memory.shapes, *size)}
+        reference = "the materialised way, below"
+        sheet.add(f"peak memory / plain step's, {name}", memory.peak / plain.peak, target, reference)
+        sheet.add(f"largest tensor / plain step's, {name}", memory.largest / plain.largest, target, reference)
+        sheet.add(f"shapes of attention maps allocated, {name}", len(maps), none, reference)
+
+
+def rows_per_step() -> float:
+    """UNet rows a step of P2P at cross .8, self .4 under direct inversion, counted over 50 steps."""
+    unets = host_test("unets")
+    model = unets.build("SD15")
+    texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "target", "negative"))}
+    latent = unets.latent(16, 16)
+    invert, patching = part("host.inversion").invert_latent, part("host.patching")
+    pivot = invert(model, latent, texts["source"], 50, "reference", "reference", False)[0]
+    patched = patching.add_controller(model, part("attention").PromptToPrompt((alignment("replace"),)))
+    guider = part("host.editing").edit_guider(patched, pivot, **texts, cfg=CFG, correction="direct")
+    return part("host.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
+
+
+def sd15_figures(device: str) -> list[Figure]:
+    """Everything, on the CPU."""
+    bed, sheet = Bed(SD15), Sheet(SD15.title, f"{device}, 1 thread, bf16")
+    compared, parts = cases(bed), whole_edit_cases(bed)
+    rows = Sheet("SD1.5, 50 steps", "counted")
+    memory = Sheet(SD15.title, sheet.device)
+    memory_figures(memory, bed, {**compared, "materialised": parts["materialised, step 0"]})  # warms up as well
+    times = time_all(bed, {**compared, **parts})
+    step_figures(sheet, times)
+    whole_edit_figures(sheet, times)
+    rows.add(
+        "UNet rows per step, direct, cross .8, self .4", rows_per_step(), 2.8, "4; 8 for two-pass direct inversion"
+    )
+    return [*sheet.figures, *memory.figures, *rows.figures]
+
+
+def sdxl_figures() -> list[Figure]:
+    """Steps and memory on CUDA; without it, figures without a value."""
+    if not torch.cuda.is_available():
+        sheet = Sheet(SDXL.title, "no CUDA here")
+        for figure in ("controlled step / plain step", "peak memory / plain step's"):
+            for name in ("P2P replace", "P2P refine", "MasaCtrl"):
+                sheet.add(f"{figure}, {name}", None, OVERHEAD, "", "not measured: needs CUDA")
+        return sheet.figures
+    bed = Bed(SDXL)
+    sheet, compared = Sheet(SDXL.title, f"{torch.cuda.get_device_name()}, fp16"), cases(bed)
+    memory_figures(sheet, bed, compared)
+    step_figures(sheet, time_all(bed, compared))
+    return sheet.figures
+
+
+def processor() -> str:
+    """The CPU's name, whether it has the matrix unit that bf16 attention gains from, and torch's version."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    unit = "with" if "amx_bf16" in text else "without"
+    return f"{names[0] if names else 'CPU'} {unit} AMX, torch {torch.__version__}"
+
+
+def table(figures: list[Figure]) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| figure | value | target | reference |", "|---|---|---|---|"]
+    for each in figures:
+        value = each.get("note", "") if each["value"] is None else f"{each['value']:g}"
+        target = "" if each["target"] is None else f"<= {each['target']:g}"
+        lines.append(f"| {each['figure']} | {value} | {target} | {each['reference']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cpu = () if torch.cuda.is_available() else ("--cpu",)
+    import_comfy(flags=("--use-pytorch-cross-attention", *cpu))
+    began = time.monotonic()
+    with torch.inference_mode():
+        figures = sd15_figures(processor()) + sdxl_figures()
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "speed.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(table(figures))
+    print(f"{OUT / 'speed.json'}, {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
