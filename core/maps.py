@@ -30,7 +30,8 @@ def key_of(row: Row) -> Key:
 def word_maps(call: AttentionCall, groups: Groups) -> dict[Key, torch.Tensor]:
     """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call that has words.
 
-    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet repeated to their common multiple; the repeats of a column are summed.
+    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet repeated to their common
+    multiple; the repeats of a column are summed.
     """
     if call.probe is None:
         return {}
