@@ -6,7 +6,7 @@
 #   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
 #   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
 #   make test     everything, on the oldest and the newest supported ComfyUI
-#   make bench-speed  what control costs in time, memory and rows, on full-size UNets: out/bench/speed.json (8 min)
+#   make bench-speed  what control costs in time, memory and rows, on full-size UNets: out/bench/speed.json (15 min)
 #   make help     this text
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).

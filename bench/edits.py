@@ -95,9 +95,14 @@ def at_object(edit: Edit, model: Any, words: Any) -> Any:
     return part("host.controls").local_blend(model, words, shapes, "", 0.3, 0.3, 0.2, True)
 
 
-def rigid(edit: Edit, model: Any, words: Any, cross: float = 0.8) -> Any:
+def rigid(edit: Edit, model: Any, words: Any) -> Any:
     """What keeps its shape: all self-attention from the source."""
-    return at_object(edit, p2p(edit, model, words, "auto", cross, 0.8, 1.0), words)
+    return at_object(edit, p2p(edit, model, words, "auto", 0.8, 0.8, 1.0), words)
+
+
+def weighted(edit: Edit, model: Any, words: Any) -> Any:
+    """Words act to the end; the source's self-attention would carry the pattern along."""
+    return at_object(edit, p2p(edit, model, words, "auto", 1.0, 0.4, 0.25), words)
 
 
 def reshaped(edit: Edit, model: Any, words: Any) -> Any:
@@ -126,8 +131,8 @@ RECIPES = (
     Recipe(
         "reweighted word",
         reweighted,
-        functools.partial(rigid, cross=1.0),
-        f"P2P auto, word x -1, cross 1, self 0.8, limit 1; {_BLEND}",
+        weighted,
+        f"P2P auto, word x -1, cross 1, self 0.4, limit 0.25; {_BLEND}",
     ),
     Recipe(
         "shape",

@@ -1,7 +1,9 @@
 """`make bench-speed`: what attention control costs in time, memory and UNet rows; writes out/bench/speed.json.
 
 Every figure is a ratio of things measured in this one run, on UNets of full size with random weights: SD1.5 at 512x512
-in bf16 on one CPU thread and, where there is CUDA, SDXL at 1024x1024 in fp16. The host's attention is torch's own.
+on one CPU thread, in bf16 and in fp32, and, where there is CUDA, SDXL at 1024x1024 in fp16. The host's attention is
+torch's own. fp32 is what ComfyUI takes on a CPU, bf16 the precision of the comparison figures, whose CPU had a matrix
+unit (AMX).
 
 * A step is one call of the real guider, from the sampler's latents to denoised ones; loading is not in the time.
   Cases take turns, and a ratio is the median over turns of the ratio within a turn.
@@ -62,7 +64,7 @@ class Setting:
 
 
 SD15 = Setting(
-    "SD1.5 512x512",
+    "SD1.5 512x512 bf16",
     "SD15",
     {"model_channels": 320, "context_dim": 768, "num_heads": 8, "num_head_channels": -1},
     64,
@@ -70,8 +72,9 @@ SD15 = Setting(
     "cpu",
     3,
 )
+SD15_FP32 = dataclasses.replace(SD15, title="SD1.5 512x512 fp32", dtype=torch.float32)
 SDXL = Setting(
-    "SDXL 1024x1024",
+    "SDXL 1024x1024 fp16",
     "SDXL",
     {"model_channels": 320, "context_dim": 2048, "num_heads": -1, "num_head_channels": 64},
     128,
@@ -364,20 +367,24 @@ def rows_per_step() -> float:
     return part("host.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
 
 
-def sd15_figures(device: str) -> list[Figure]:
-    """Everything, on the CPU."""
-    bed, sheet = Bed(SD15), Sheet(SD15.title, f"{device}, 1 thread, bf16")
+def sd15_figures(setting: Setting, device: str) -> list[Figure]:
+    """Steps, whole edits and memory, on the CPU."""
+    bed, sheet = Bed(setting), Sheet(setting.title, f"{device}, 1 thread")
     compared, parts = cases(bed), whole_edit_cases(bed)
-    rows = Sheet("SD1.5, 50 steps", "counted")
-    memory = Sheet(SD15.title, sheet.device)
+    memory = Sheet(setting.title, sheet.device)
     memory_figures(memory, bed, {**compared, "materialised": parts["materialised, step 0"]})  # warms up as well
     times = time_all(bed, {**compared, **parts})
     step_figures(sheet, times)
     whole_edit_figures(sheet, times)
-    rows.add(
-        "UNet rows per step, direct, cross .8, self .4", rows_per_step(), 2.8, "4; 8 for two-pass direct inversion"
-    )
-    return [*sheet.figures, *memory.figures, *rows.figures]
+    return [*sheet.figures, *memory.figures]
+
+
+def row_figures() -> list[Figure]:
+    """What the guider runs."""
+    sheet = Sheet("SD1.5, 50 steps", "counted")
+    reference = "4; 8 for two-pass direct inversion"
+    sheet.add("UNet rows per step, direct, cross .8, self .4", rows_per_step(), 2.8, reference)
+    return sheet.figures
 
 
 def sdxl_figures() -> list[Figure]:
@@ -389,7 +396,7 @@ def sdxl_figures() -> list[Figure]:
                 sheet.add(f"{figure}, {name}", None, OVERHEAD, "", "not measured: needs CUDA")
         return sheet.figures
     bed = Bed(SDXL)
-    sheet, compared = Sheet(SDXL.title, f"{torch.cuda.get_device_name()}, fp16"), cases(bed)
+    sheet, compared = Sheet(SDXL.title, f"{torch.cuda.get_device_name()}"), cases(bed)
     memory_figures(sheet, bed, compared)
     step_figures(sheet, time_all(bed, compared))
     return sheet.figures
@@ -420,7 +427,12 @@ def main() -> None:
     import_comfy(flags=("--use-pytorch-cross-attention", *cpu))
     began = time.monotonic()
     with torch.inference_mode():
-        figures = sd15_figures(processor()) + sdxl_figures()
+        figures = [
+            *row_figures(),
+            *sd15_figures(SD15_FP32, processor()),
+            *sd15_figures(SD15, processor()),
+            *sdxl_figures(),
+        ]
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "speed.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
