@@ -8,6 +8,7 @@ one-hot values through fused attention, edits included. A user's mask works alon
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -50,6 +51,7 @@ class LocalBlend(Controller):
     mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used, by latent.
     """
 
+    sets_latents: ClassVar[bool] = True
     words: tuple[BlendWords, ...] = ()
     scales: tuple[int, ...] = (4,)
     threshold: float = 0.3

@@ -21,10 +21,9 @@ from ..core.attention import (
     Reads,
     Row,
     all_pairs,
-    window_open,
 )
 from ..core.layers import Layer, map_scale
-from ..core.maps import Groups, MapSum, key_of, resize, word_maps
+from ..core.maps import Groups, MapSum, StepMaps, key_of, resize, word_maps
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
@@ -35,7 +34,10 @@ def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AutoMask:
-    """The object's mask from word maps of the step's layers so far (16x16 of 64x64 in the paper).
+    """The object's mask from word maps of the step before (16x16 of 64x64 in the paper).
+
+    The paper's code takes the same step's layers so far; a host may run unconditioned rows in a call of their own, and
+    before the others, and they must see the same mask.
 
     groups: the words of the source and of each target; scales: the scales the model has attention at;
     threshold: of maps normalised from their least to their greatest value.
@@ -46,7 +48,7 @@ class AutoMask:
     threshold: float = 0.1
 
     def mask(self, maps: MapSum, row: Row) -> torch.Tensor | None:
-        """1 where the row's words are looked at, [h, w]; None while no layer has been seen."""
+        """1 where the row's words are looked at, [h, w]; None while there are no maps."""
         summed = maps.sums.get(key_of(row))
         if summed is None:
             return None
@@ -73,9 +75,10 @@ class MasaCtrl(Controller):
     auto: AutoMask | None = None
 
     def wants(self, kind: Kind, place: Place) -> bool:
-        if not self.layers or not window_open((self.start, self.end), place, place.steps):
+        first, last = int(self.start * place.steps), int(self.end * place.steps)
+        if not self.layers or first >= last:
             return False
-        return kind == "self" or self.auto is not None
+        return first <= place.step < last if kind == "self" else self.auto is not None and place.step < last
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
         """Self-attention of the layers; cross-attention where the automatic mask's maps are read."""
@@ -85,18 +88,19 @@ class MasaCtrl(Controller):
 
     def reads(self, place: Place) -> Reads:
         """The unconditioned source row too: guidance would otherwise pull the target away from the source."""
-        return "both" if self.wants("self", place) else "nothing"
+        if self.wants("self", place):
+            return "both"
+        return "cond" if self.wants("cross", place) else "nothing"
 
-    def begin(self) -> MapSum:
-        """Maps of the current step."""
-        return MapSum()
+    def begin(self) -> StepMaps:
+        """Maps of the current step and of the one before."""
+        return StepMaps()
 
-    def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
+    def __call__(self, call: AttentionCall, attend: Attend, state: StepMaps) -> torch.Tensor:
         if not self.works(call.site, call.place):
             return attend(call)
         if call.site.kind == "cross":
             if self.auto is not None:
-                state.keep_step(call.place.step)
                 state.add(call, word_maps(call, self.auto.groups))
             return attend(call)
         pairs = all_pairs(call.rows)
@@ -116,7 +120,7 @@ class MasaCtrl(Controller):
         return out
 
     def _masks(
-        self, call: AttentionCall, row: int, source: int, state: MapSum
+        self, call: AttentionCall, row: int, source: int, state: StepMaps
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Which tokens are the object's, [tokens] of the source and of the target; None without masks."""
         own = self._mask(call, row, self.target_mask, state)
@@ -128,11 +132,11 @@ class MasaCtrl(Controller):
             return None
         return theirs, own
 
-    def _mask(self, call: AttentionCall, row: int, given: torch.Tensor | None, state: MapSum) -> torch.Tensor | None:
+    def _mask(self, call: AttentionCall, row: int, given: torch.Tensor | None, state: StepMaps) -> torch.Tensor | None:
         if given is not None:
             mask = given[call.rows[row].picture % len(given)]
         else:
-            found = None if self.auto is None else self.auto.mask(state, call.rows[row])
+            found = None if self.auto is None else self.auto.mask(state.finished(call.place.step), call.rows[row])
             if found is None:
                 return None
             mask = found

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, cond_pairs, window_open
+from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, check_window, cond_pairs, window_open
 from ..core.errors import PivotError
 from ..core.layers import Layer
 from ..core.words import Alignment
@@ -38,13 +38,8 @@ class PromptToPrompt(Controller):
     self_limit: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, (start, end) in (("cross", self.cross), ("self", self.self_)):
-            if not 0.0 <= start <= 1.0 or not 0.0 <= end <= 1.0:
-                raise PivotError(
-                    f"{name}_start and {name}_end between 0 and 1",
-                    f"{start} and {end}",
-                    "They are fractions of the steps, counted from noise.",
-                )
+        check_window(self.cross, "cross_")
+        check_window(self.self_, "self_")
 
     def wants(self, kind: Kind, place: Place) -> bool:
         """Cross windows count on a table of N + 1 rows, self windows on N, as in the reference (METHODS 3.3)."""

@@ -267,6 +267,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="cases of each kind")
     parser.add_argument("--keep", action="store_true", help="copy table and sheet to docs/")
     options = parser.parse_args()
+    if options.keep and options.count < 16:
+        parser.error("figures are kept from 16 cases of each kind on")
     install.import_comfy()
     began, rows, shown = time.time(), [], []
     with torch.inference_mode():

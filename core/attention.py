@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from .errors import PivotError
 from .layers import Layer
 
 Kind = Literal["self", "cross"]
@@ -89,6 +90,8 @@ class Controller(abc.ABC):
 
     needs_source: ClassVar[bool] = True
     """Whether it edits targets by their source, and so cannot run where there is no source."""
+    sets_latents: ClassVar[bool] = False
+    """Whether `after_step` does anything."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
         """Itself: options never change, and ComfyUI copies everything in a model at every clone."""
@@ -136,6 +139,18 @@ def cond_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
 def all_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
     """(row, source row) of every target row, conditioned or not, whose source is in the same call."""
     return [(index, row.source) for index, row in enumerate(rows) if row.branch == "target" and row.source is not None]
+
+
+def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:
+    """Raise PivotError unless 0 <= start <= end <= 1; `name` is what the inputs are called before start and end."""
+    start, end = window
+    if not 0.0 <= start <= end <= 1.0:
+        raise PivotError(
+            f"{name}start and {name}end between 0 and 1, in this order",
+            f"{start} and {end}",
+            "They are fractions of the steps, counted from noise.",
+            where,
+        )
 
 
 def window_open(window: tuple[float, float], place: Place, rows: int) -> bool:

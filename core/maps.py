@@ -7,6 +7,7 @@ the map over all words and heads ever being built.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -83,13 +84,33 @@ class MapSum:
             mark = (call.place.step, call.site.layer, key)
             if mark not in self._seen:
                 self._seen.add(mark)
-                self.sums[key] = self.sums[key] + each if key in self.sums else each
+                self.sums[key] = _plus(self.sums[key], each) if key in self.sums else each
 
-    def keep_step(self, step: int) -> None:
-        """Forget the maps of all other steps."""
-        if any(mark[0] != step for mark in self._seen):
-            self.sums.clear()
-            self._seen.clear()
+
+def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The sum of two maps [h, w, columns]. The host repeats a text when another in the same call is longer: repeats
+    are summed until both have as many columns."""
+    columns = math.gcd(a.shape[-1], b.shape[-1])
+    return sum(each.reshape(*each.shape[:2], -1, columns).sum(-2) for each in (a, b))  # type: ignore[return-value]
+
+
+class StepMaps:
+    """Maps of one step at a time. `finished(step)` are those of the step before it, complete and the same for every
+    call of the step, however the host splits its calls."""
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._now, self._before = MapSum(), MapSum()
+
+    def add(self, call: AttentionCall, maps: Mapping[Key, torch.Tensor]) -> None:
+        """Add the maps of one call."""
+        if call.place.step != self._step:
+            self._step, self._before, self._now = call.place.step, self._now, MapSum()
+        self._now.add(call, maps)
+
+    def finished(self, step: int) -> MapSum:
+        """The maps of the last step that is over at `step`."""
+        return self._before if step == self._step else self._now
 
 
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> torch.Tensor:
@@ -107,7 +128,7 @@ class Results:
 
     def put(self, sample: torch.Tensor, value: Any) -> None:
         """Keep a value for a latent [C, H, W]."""
-        name = _print(sample)
+        name = _fingerprint(sample)
         self._values[name] = value
         self._values.move_to_end(name)
         while len(self._values) > self._kept:
@@ -115,8 +136,9 @@ class Results:
 
     def get(self, sample: torch.Tensor) -> Any:
         """The value for a latent [C, H, W], or None."""
-        return self._values.get(_print(sample))
+        return self._values.get(_fingerprint(sample))
 
 
-def _print(sample: torch.Tensor) -> bytes:
-    return hashlib.sha256(sample.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+def _fingerprint(sample: torch.Tensor) -> bytes:
+    """In half precision, because hosts may keep what samplers give in it."""
+    return hashlib.sha256(sample.detach().cpu().half().contiguous().numpy().tobytes()).digest()

@@ -9,6 +9,7 @@ import torch
 from ..core.errors import PivotError
 from ..core.words import PromptPair
 from .prompts import Conditioning, encode, read_pair
+from .runs import MARK
 
 _CONTROL = ("strength", "timestep_percent_range", "global_average_pooling", "control_model", "t2i_model")
 
@@ -36,7 +37,8 @@ def stack_rows(source: Conditioning, target: Conditioning, batch: int = 1, where
             "Connect the source conditioning of one prompt; several pictures share it.",
             where,
         )
-    return _stacked(source, target, batch, where)
+    joined = one_per_row(join_rows(source, target, where), batch)
+    return [(text, {**options, MARK: 1 + rows_in(target)}) for text, options in joined]
 
 
 def add_target(
@@ -44,10 +46,11 @@ def add_target(
 ) -> tuple[Conditioning, tuple[PromptPair, ...]]:
     """Target conditioning and words with one more target prompt for the same source."""
     pair = read_pair(clip, words[0].source.text, text)
-    return _stacked(target, encode(clip, text), 1, "Add Target"), (*words, pair)
+    return join_rows(target, encode(clip, text), "Add Target"), (*words, pair)
 
 
-def _stacked(source: Conditioning, target: Conditioning, batch: int, where: str) -> Conditioning:
+def join_rows(source: Conditioning, target: Conditioning, where: str) -> Conditioning:
+    """The rows of one conditioning and below them those of another."""
     if len(source) != len(target):
         raise PivotError(
             "source and target conditioning built alike",
@@ -55,11 +58,17 @@ def _stacked(source: Conditioning, target: Conditioning, batch: int, where: str)
             "Apply the same Conditioning nodes to both, or to neither.",
             where,
         )
-    pairs = zip(source, target, strict=True)
-    return one_per_row([_stack_entry(old, new, where) for old, new in pairs], batch)
+    return [_join_entry(old, new, where) for old, new in zip(source, target, strict=True)]
 
 
-def _stack_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str, Any]]:
+def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    if old[0].shape[-1] != new[0].shape[-1]:
+        raise PivotError(
+            "source and target conditioning of one model",
+            f"texts of width {old[0].shape[-1]} and {new[0].shape[-1]}",
+            "Encode both with the CLIP of the same checkpoint.",
+            where,
+        )
     merged: dict[str, Any] = {}
     for key in {**old[1], **new[1]}:
         a, b = old[1].get(key), new[1].get(key)
@@ -84,6 +93,8 @@ def _same(a: Any, b: Any) -> bool:
         return torch.equal(a, b)
     if hasattr(a, "get_control") and type(a) is type(b):
         return _same_control(a, b)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(_same(one, other) for one, other in zip(a, b, strict=True))
     return not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and bool(a == b)
 
 

@@ -10,7 +10,7 @@ import torch
 from ..attention import AttentionMaps, LocalBlend, MasaCtrl, PromptToPrompt
 from ..attention.local_blend import BlendWords
 from ..attention.masactrl import AutoMask, decoder_layers
-from ..core.attention import Branch
+from ..core.attention import Branch, check_window
 from ..core.errors import PivotError
 from ..core.layers import Layer, select_layers
 from ..core.maps import Columns
@@ -159,7 +159,7 @@ def masactrl(
     there = layers_of(model)
     auto = layers.strip().lower() in ("auto", "")
     chosen = decoder_layers(there) if auto else select_layers(layers, there, where)
-    _check_window(window, where)
+    check_window(window, "", where)
     masks = _batched(source_mask), _batched(target_mask)
     listed = phrases(mask_words)
     if listed and words is None:
@@ -194,16 +194,8 @@ def _named(there: Sequence[Layer], chosen: frozenset[Layer]) -> str:
 def record(model: Any, start: float, end: float) -> Any:
     """The model, recording where every word is looked at."""
     check_unet(model, "Record Attention")
-    _check_window((start, end), "Record Attention")
+    check_window((start, end), "", "Record Attention")
     return add_controller(model, AttentionMaps(scales_of(model), start, end))
-
-
-def _check_window(window: Window, where: str) -> None:
-    start, end = window
-    if not 0.0 <= start <= 1.0 or not 0.0 <= end <= 1.0:
-        raise PivotError(
-            "start and end between 0 and 1", f"{start} and {end}", "They are fractions of the steps.", where
-        )
 
 
 def _batched(mask: torch.Tensor | None) -> torch.Tensor | None:

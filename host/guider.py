@@ -15,10 +15,9 @@ from .conditioning import one_per_row, rows_in, stack_rows
 from .models import check_unet, conditioning_fingerprint, fingerprint
 from .patching import with_rows
 from .prompts import Conditioning
-from .runs import controllers_of, place_of
+from .runs import controllers_of, place_of, sampler_name
 
 WHERE = "Edit Guider"
-_EULER = ("sample_euler",)
 
 
 class EditGuider(comfy.samplers.CFGGuider):
@@ -73,11 +72,19 @@ class EditGuider(comfy.samplers.CFGGuider):
         latent_image: torch.Tensor,
         sampler: Any,
         sigmas: Any,
+        denoise_mask: Any = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """One run; refuses samplers that would leave the trajectory, and latents of another size."""
+        """One run; refuses samplers that would leave the trajectory, noise masks, and latents of another size."""
         check_sampler(sampler)
+        if denoise_mask is not None:
+            raise PivotError(
+                "a latent without a noise mask",
+                "one with it",
+                "Connect the mask to Local Blend: it keeps the source outside of it.",
+                WHERE,
+            )
         if latent_image.shape[0] != self._size:
             raise PivotError(
                 f"a latent of {self._size} rows, source then {'target' if self.targets == 1 else 'targets'}",
@@ -87,7 +94,7 @@ class EditGuider(comfy.samplers.CFGGuider):
             )
         self.trajectory.check_matches(latent_image[: self.trajectory.batch], WHERE)
         self.rows_run = 0
-        return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
 
     def predict_noise(
         self,
@@ -103,18 +110,38 @@ class EditGuider(comfy.samplers.CFGGuider):
         place = place_of(float(timestep[0]), levels)
         cond, uncond = self._predictions(x, timestep, options, place)
         targets = slice(batch, self._size)
-        target = comfy.samplers.cfg_function(
-            self.inner_model,
-            cond[targets],
-            uncond[targets],
-            self.cfg,
-            x[targets],
-            timestep[targets],
-            model_options=with_rows(options, self._announce(targets)),
-            cond=self.conds["target"],
-            uncond=self.conds["negative"],
-        )
+        predicted = [cond[targets], uncond[targets]]
+        target = self._guided(predicted, x[targets], timestep[targets], with_rows(options, self._announce(targets)))
         return torch.cat([self._source(x, cond, uncond, place.step, levels), target])
+
+    def _guided(
+        self, predicted: list[torch.Tensor], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Guidance of the targets as the host does it, other packs' functions before, in and after it included."""
+        conds = [self.conds["target"], self.conds["negative"]]
+        for function in options.get("sampler_pre_cfg_function", ()):
+            predicted = function(
+                {
+                    "conds": conds,
+                    "conds_out": predicted,
+                    "cond_scale": self.cfg,
+                    "timestep": timestep,
+                    "input": x,
+                    "sigma": timestep,
+                    "model": self.inner_model,
+                    "model_options": options,
+                }
+            )
+        return comfy.samplers.cfg_function(
+            self.inner_model,
+            *predicted,
+            self.cfg,
+            x,
+            timestep,
+            model_options=options,
+            cond=conds[0],
+            uncond=conds[1],
+        )
 
     def _predictions(
         self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], place: Place
@@ -194,14 +221,12 @@ def check_sampler(sampler: Any) -> None:
 
     if isinstance(sampler, ReplaySampler):
         return
-    function = getattr(sampler, "sampler_function", None)
-    name = getattr(function, "__name__", type(sampler).__name__)
-    options = getattr(sampler, "extra_options", {})
-    if name in _EULER and not any(options.get(key) for key in ("s_churn", "s_noise_random")):
+    name = sampler_name(sampler)
+    if name == "euler":
         return
     raise PivotError(
         "the Inversion Parts sampler or euler",
-        f"{name.removeprefix('sample_')} (stochastic, or not the mathematics of the inversion)",
+        f"{name} (stochastic, or not the mathematics of the inversion)",
         "An inverted picture only comes back along its own trajectory; choose euler.",
         WHERE,
     )

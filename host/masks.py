@@ -73,6 +73,13 @@ def word_heat(
     read = read_prompt(clip, prompt)
     chosen = _chosen(read, words)
     heats = torch.cat([_heats(_recorded(model, sample), read, chosen) for sample in samples])
+    if len(image) not in (1, len(samples)):
+        raise PivotError(
+            f"{len(samples)} pictures, one for each latent, or one for all",
+            f"{len(image)}",
+            "Connect these samples decoded.",
+            "Attention Maps",
+        )
     size = (image.shape[1], image.shape[2])
     heats = torch.stack([resize(heat, size, "bilinear") for heat in heats])
     pictures = image[..., :3].repeat_interleave(len(chosen), 0)
@@ -115,7 +122,7 @@ def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:
         "samples that a recorded model has made",
         "samples of another run" if recorders else "a model without Record Attention",
         "Connect the model behind Record Attention to the sampler and to this node, and the latent as the sampler "
-        "gives it.",
+        "gives it. Where ComfyUI has forgotten the model since, sample again with another seed.",
         "Attention Maps",
     )
 
@@ -128,10 +135,15 @@ def to_mask(heat: torch.Tensor, options: MaskOptions) -> torch.Tensor:
     """MASK [H, W] of a heat map: above the threshold, grown (or shrunk), then blurred."""
     mask = (heat >= options.threshold).float()[None, None]
     if options.grow:
-        size = 2 * abs(options.grow) + 1
-        grown = torch.nn.functional.max_pool2d(mask if options.grow > 0 else 1.0 - mask, size, 1, size // 2)
-        mask = grown if options.grow > 0 else 1.0 - grown
+        mask = _grown(mask, options.grow) if options.grow > 0 else 1.0 - _grown(1.0 - mask, -options.grow)
     return _blurred(mask, options.blur)[0, 0]
+
+
+def _grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Widened by a square, one side after the other."""
+    for size in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
+        mask = torch.nn.functional.max_pool2d(mask, size, 1, (size[0] // 2, size[1] // 2))
+    return mask
 
 
 def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ occupant as the inner attention; everywhere else the host's own path is left alo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,14 +51,14 @@ def _around_unet(
     """The wrapper: within a run of ours, the call runs on patched options; otherwise as it is."""
     run = run_of({"transformer_options": options})
     if run is not None and "sample_sigmas" in options:
-        options = _patched(run, executor.class_obj, (x.shape[-2], x.shape[-1]), options)
+        options = _patched(run, executor.class_obj, options)
     return executor(x, timesteps, context, y, control, options, **kw)
 
 
-def _patched(run: Run, unet: torch.nn.Module, latent: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
+def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """The options with a dispatcher at every site where some controller is at work now."""
     _check_merging(options)
-    rows = _rows_of_call(options.get(ROWS, run.rows), options["cond_or_uncond"])
+    rows = _rows_of_call(run, options)
     place = place_of(float(options["sigmas"][0]), options["sample_sigmas"])
     replace = dict(options.get("patches_replace", {}))
     for slot, kind in _SLOTS.items():
@@ -66,10 +66,10 @@ def _patched(run: Run, unet: torch.nn.Module, latent: tuple[int, int], options: 
         occupants = replace.get(slot, {})
         filled = dict(occupants)
         for key, layer in block_layers(unet).items():
-            active = [one for one in wanting if one[0].at(kind, layer, latent)]
+            active = [one for one in wanting if one[0].at(kind, layer, run.latent)]
             if active:
                 previous = occupants.get(key, occupants.get(key[:2]))
-                filled[key] = _Dispatcher(kind, layer, active, rows, place, previous)
+                filled[key] = _Dispatcher(kind, layer, run.latent, active, rows, place, previous)
         if filled:
             replace[slot] = filled
     return {**options, "patches_replace": replace}
@@ -78,7 +78,7 @@ def _patched(run: Run, unet: torch.nn.Module, latent: tuple[int, int], options: 
 def _check_merging(options: dict[str, Any]) -> None:
     """Refuse token merging by name, also where it happens to leave our sites alone."""
     for patch in options.get("patches", {}).get("attn1_patch", ()):
-        if "tome" in f"{getattr(patch, '__module__', '')}.{getattr(patch, '__qualname__', '')}".lower():
+        if getattr(patch, "__qualname__", "").startswith("TomePatchModel."):
             raise PivotError(
                 "every token in self-attention",
                 "token merging (Tome Patch Model)",
@@ -87,14 +87,16 @@ def _check_merging(options: dict[str, Any]) -> None:
             )
 
 
-def _rows_of_call(announced: tuple[Row, ...], chunks: Sequence[int]) -> tuple[Row, ...]:
-    """The rows of all chunks of a call, found through cond_or_uncond: 0 is conditioned."""
+def _rows_of_call(run: Run, options: dict[str, Any]) -> tuple[Row, ...]:
+    """The rows of all chunks of a call, found through cond_or_uncond."""
+    chunks = options["cond_or_uncond"]
+    uuids = options.get("uuids", [None] * len(chunks))
     rows: list[Row] = []
-    for index in chunks:
-        first = len(rows)
-        for row in announced:
+    for index, uuid in zip(chunks, uuids, strict=True):
+        first, cond = len(rows), run.is_cond(index, uuid)
+        for row in options.get(ROWS, run.rows):
             source = None if row.source is None else first + row.source
-            rows.append(dataclasses.replace(row, cond=index == 0, source=source))
+            rows.append(dataclasses.replace(row, cond=cond, source=source))
     return tuple(rows)
 
 
@@ -104,6 +106,7 @@ class _Dispatcher:
 
     kind: Kind
     layer: Layer
+    latent: tuple[int, int]
     active: list[tuple[Controller, Any]]
     rows: tuple[Row, ...]
     place: Place
@@ -125,16 +128,20 @@ class _Dispatcher:
             plain: Attend = lambda call: fused(call.q, call.k, call.v)  # noqa: E731
             return self._chain(plain)(self._call(q, k, values, extra, fused))
 
-        call = dataclasses.replace(self._call(q, k, v, extra, fused), probe=probe)
-        out = self._chain(inner)(call)
-        if self.previous is None and not torch.is_grad_enabled():
+        whole = tuple(extra["original_shape"][-2:]) == self.latent  # maps of an area's crop are not the picture's
+        out = self._chain(inner)(dataclasses.replace(self._call(q, k, v, extra, fused), probe=probe if whole else None))
+        if self._nobody_keeps(extra):
             _release(k, v)
         return out
 
+    def _nobody_keeps(self, extra: dict[str, Any]) -> bool:
+        """Whether keys and values are this call's alone: another pack's patch or attention may have kept them."""
+        others = self.previous is not None or "optimized_attention_override" in extra
+        return self.kind == "self" and not others and not torch.is_grad_enabled()
+
     def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
         height, width = extra["activations_shape"][-2:]
-        latent = extra["original_shape"]
-        site = Site(self.kind, self.layer, height, width, (latent[-2], latent[-1]))
+        site = Site(self.kind, self.layer, height, width, self.latent)
         return AttentionCall(q, k, v, extra["n_heads"], site, self.place, self.rows, fused)
 
     def _chain(self, attend: Attend) -> Attend:
@@ -162,8 +169,7 @@ class _Dispatcher:
 
 def _release(*projected: torch.Tensor) -> None:
     """Free keys and values. The host's block keeps them in its frame through the feed-forward, where its peak of
-    memory is, whenever a slot is filled; nothing reads them again. Another pack's patch may have kept them: then not.
-    """
+    memory is, whenever a slot is filled; nothing reads them again."""
     for each in projected:
         each.set_()
 

@@ -18,24 +18,38 @@ from ..core.errors import PivotError
 
 RUN = "pivot_run"
 CONTROLLERS = "pivot_controllers"
-_NOISY = re.compile(r"ancestral|_sde|sde_|ddpm|lcm|seeds_|sa_solver|dpm_fast|dpm_adaptive")
+MARK = "pivot_rows"
+"""In a conditioning's options: it holds so many prompts as rows, a source and its targets."""
+_NOISY = re.compile(r"ancestral|_sde|sde_|ddpm|lcm|seeds_|sa_solver")
 
 
 class Run:
-    """states: each controller with its state; rows: of the sampler's batch; after_step knows which step was last."""
+    """states: each controller with its state; rows: of the sampler's batch; latent: (height, width);
+    positive: where chunks are not told by their index, the uuids of conditioned ones;
+    stepped: the sampler says itself when a step is over."""
 
-    def __init__(self, controllers: tuple[Controller, ...], rows: tuple[Row, ...]) -> None:
+    def __init__(
+        self,
+        controllers: tuple[Controller, ...],
+        rows: tuple[Row, ...],
+        latent: tuple[int, int],
+        positive: frozenset[Any] | None = None,
+    ) -> None:
         self.states = [(controller, controller.begin()) for controller in controllers]
         self.rows = rows
-        self._last = -1
+        self.latent = latent
+        self.positive = positive
+        self.stepped = False
 
     def after_step(self, x: torch.Tensor, place: Place) -> torch.Tensor:
-        """The sampler's latents after the step at `place`; each step once."""
-        if place.step > self._last:
-            self._last = place.step
-            for controller, state in self.states:
-                x = controller.after_step(x, self.rows, place, state)
+        """The sampler's latents after the step at `place`."""
+        for controller, state in self.states:
+            x = controller.after_step(x, self.rows, place, state)
         return x
+
+    def is_cond(self, index: int, uuid: Any) -> bool:
+        """Whether a chunk of a UNet call is a conditioned one: index 0 under the host's own guidance."""
+        return index == 0 if self.positive is None else uuid in self.positive
 
     def finish(self, samples: torch.Tensor) -> None:
         """Let controllers keep what is to be shown of the finished samples."""
@@ -69,13 +83,16 @@ def around_run(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigma
     if not announced and any(row.source is not None for row in rows):
         _check_deterministic(sampler)
         noise = noise[[index if row.source is None else row.source for index, row in enumerate(rows)]]
-    run = Run(controllers, rows)
+    if any(controller.sets_latents for controller in controllers):
+        _check_own_latents(sampler, args[0] if args else kw.get("denoise_mask"))
+    run = Run(controllers, rows, (noise.shape[-2], noise.shape[-1]), _positive(guider))
     options = guider.model_options["transformer_options"]
     options[RUN] = run
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kw)
         steps = len(sigmas) - 1
-        samples = run.after_step(samples, Place(steps - 1, steps, float(sigmas[-2])))
+        if steps > 0 and not run.stepped:
+            samples = run.after_step(samples, Place(steps - 1, steps, float(sigmas[-2])))
         run.finish(samples)
     finally:
         options.pop(RUN, None)
@@ -83,10 +100,11 @@ def around_run(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigma
 
 
 def around_prediction(executor: Any, x: torch.Tensor, timestep: Any, model_options: Any, *args: Any, **kw: Any) -> Any:
-    """The wrapper around one model evaluation: the step before it is over, and the sampler's own latents are set to
-    what the controllers make of them (stock samplers offer no other place after a step)."""
+    """The wrapper around one model evaluation: the step before it is over, and what the sampler evaluates is set to
+    what the controllers make of it. Stock samplers offer no other place after a step; they evaluate their own latents
+    (and, of second order, a trial step's), so that setting them in place is setting the sampler's."""
     run = run_of(model_options)
-    if run is not None:
+    if run is not None and not run.stepped:
         levels = model_options["transformer_options"]["sample_sigmas"]
         now = place_of(float(timestep[0]), levels)
         if now.step > 0:
@@ -94,6 +112,17 @@ def around_prediction(executor: Any, x: torch.Tensor, timestep: Any, model_optio
             if made is not x:
                 x.copy_(made)
     return executor(x, timestep, model_options, *args, **kw)
+
+
+def _positive(guider: Any) -> frozenset[Any] | None:
+    """The uuids of the positive conditioning under guiders with a guidance of their own, which may run any texts in
+    any order (DualCFGGuider runs the negative as number 0); None where the index tells."""
+    import comfy.samplers
+
+    own = type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
+    if not own or hasattr(guider, "batch_rows"):
+        return None
+    return frozenset(cond["uuid"] for cond in guider.conds.get("positive") or () if "uuid" in cond)
 
 
 def _plain_rows(guider: Any, controllers: tuple[Controller, ...], batch: int) -> tuple[Row, ...]:
@@ -127,18 +156,42 @@ def _grouped(index: int, group: int) -> Row:
 
 
 def _group_size(guider: Any) -> int:
-    conds = guider.conds.get("positive") or []
-    texts = [cond["cross_attn"] for cond in conds if cond.get("cross_attn") is not None]
-    return max((len(text) for text in texts), default=1)
+    return max((cond.get(MARK, 1) for cond in guider.conds.get("positive") or ()), default=1)
+
+
+def sampler_name(sampler: Any) -> str:
+    """A sampler's name as people choose it, with `s_churn` where it adds noise."""
+    function = getattr(sampler, "sampler_function", None)
+    name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+    return f"{name} with s_churn" if getattr(sampler, "extra_options", {}).get("s_churn") else name
 
 
 def _check_deterministic(sampler: Any) -> None:
     """Refuse by name samplers that add noise of their own to every row: source and target would part."""
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
-    if _NOISY.search(name):
+    name = sampler_name(sampler)
+    if _NOISY.search(name) or "churn" in name:
         raise PivotError(
             "a deterministic sampler, such as euler, ddim, dpmpp_2m, heun or uni_pc",
-            name.removeprefix("sample_"),
+            name,
             "Samplers that add noise at every step give source and target different noise; choose euler.",
             "attention control",
+        )
+
+
+def _check_own_latents(sampler: Any, noise_mask: Any) -> None:
+    """Refuse what evaluates copies of its latents, so that they cannot be set after a step."""
+    if noise_mask is not None:
+        raise PivotError(
+            "no noise mask beside Local Blend",
+            "a latent with one",
+            "Connect the mask to Local Blend instead of Set Latent Noise Mask.",
+            "Local Blend",
+        )
+    name = sampler_name(sampler)
+    if name.startswith("unipc"):
+        raise PivotError(
+            "a sampler whose steps can be blended, such as euler, ddim, dpmpp_2m or heun",
+            name,
+            "It evaluates copies of its latents; choose euler.",
+            "Local Blend",
         )

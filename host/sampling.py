@@ -18,7 +18,7 @@ from ..core.trajectory import Trajectory
 from ..inversion.ddim import invert
 from .models import check_unet, conditioning_fingerprint, fingerprint, trained_sigmas
 from .prompts import Conditioning
-from .runs import run_of
+from .runs import controllers_of, run_of
 
 
 def _denoiser(guider: Any, extra_args: dict[str, Any]) -> Denoise:
@@ -83,6 +83,8 @@ class ReplaySampler(comfy.samplers.Sampler):
         _check_levels(sigmas, pivot)
         denoise = _denoiser(model_wrap, extra_args)
         run = run_of(extra_args["model_options"])
+        if run is not None:
+            run.stepped = True
         levels = [float(sigma) for sigma in pivot.sigmas.flip(0)]
         x = torch.cat([pivot.noise] * (len(latent_image) // batch)).to(latent_image)
         for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
@@ -93,7 +95,7 @@ class ReplaySampler(comfy.samplers.Sampler):
             x = x if run is None else run.after_step(x, Place(i, pivot.steps, sigma))
             check_finite(x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}")
             if callback is not None:
-                callback(i, denoised.roll(batch, 0), x.roll(batch, 0), pivot.steps)
+                callback(i, denoised, x, pivot.steps)
         return x
 
 
@@ -137,6 +139,13 @@ def run_inversion(
     """DDIM inversion of a LATENT under its source conditioning at guidance 1."""
     where = "DDIM Inversion"
     check_unet(model, where)
+    if any(controller.needs_source for controller in controllers_of(model.model_options)):
+        raise PivotError(
+            "a model without attention control",
+            "one behind control nodes",
+            "Connect the model from before the control nodes; they are for the Edit Sampler.",
+            where,
+        )
     samples = check_latent(latent, model, where)
     sigmas = level_table(trained_sigmas(model), steps, end)
     sampler = InversionSampler(sigmas, evaluation)
@@ -168,13 +177,18 @@ def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edi
         latent,
         ReplaySampler(trajectory, correction),
         trajectory.descending,
-        callback=preview(model, trajectory.steps),
+        callback=_targets_first(preview(model, trajectory.steps), trajectory.batch),
         seed=0,
     )
     rows = rows.to(comfy.model_management.intermediate_device())
     batch = trajectory.batch
     rows_per_step = guider.rows_run / (trajectory.steps * batch)
     return Edit(rows[batch:], rows[:batch], rows_per_step)
+
+
+def _targets_first(callback: Any, batch: int) -> Any:
+    """A callback whose preview shows the last target instead of the source."""
+    return lambda i, denoised, x, steps: callback(i, denoised.roll(batch, 0), x.roll(batch, 0), steps)
 
 
 def clean_rows(model: Any, trajectory: Trajectory, targets: int = 1) -> torch.Tensor:

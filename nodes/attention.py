@@ -253,7 +253,8 @@ class PivotMasaCtrl(io.ComfyNode):
                 io.Mask.Input(
                     "target_mask",
                     optional=True,
-                    tooltip="Where the object shall be in the edit (white). Without it the source_mask counts.",
+                    tooltip="Where the object shall be in the edit (white). Without it and without mask_words the "
+                    "source_mask counts.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), io.String.Output(display_name="layers")],

@@ -19,7 +19,7 @@ class PivotRecordAttention(io.ComfyNode):
             display_name="Record Attention",
             category=CATEGORY,
             description="Makes a model note where it looks for every word, with any sampler. Sample with it, then show "
-            "the heat maps with Attention Maps. Changes nothing about the picture.",
+            "the heat maps with Attention Maps. The picture stays the same.",
             search_aliases=["daam", "attention heat map", "cross attention map", "record maps"],
             inputs=[
                 model_input("The model to watch; the model itself is left as it is."),

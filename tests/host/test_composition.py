@@ -115,6 +115,18 @@ def test_token_merging_is_refused_by_name(model, texts, pivots, control) -> None
             run(merged, pivots(model), texts)
 
 
+def test_packs_with_tome_in_their_names_are_none(model, texts, pivots) -> None:
+    """The host names a pack's module after its whole path."""
+
+    def effect(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
+        return n * 1.1, context, value
+
+    effect.__module__, effect.__qualname__ = "_x_home_x_tomek_x_custom_nodes_x_other", "CustomEffects.patch"
+    theirs = p2p(model)
+    theirs.set_model_attn1_patch(effect)
+    assert torch.isfinite(run(theirs, pivots(model), texts)[0]).all()
+
+
 def test_another_packs_merging_is_noticed_where_it_matters(model, texts, pivots) -> None:
     def halved(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
         return n[:, ::2], context, value

@@ -15,9 +15,9 @@ from pivot_edit.attention.masactrl import AutoMask, decoder_layers
 from pivot_edit.core.attention import Place
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import select_layers
-from pivot_edit.host.conditioning import stack_rows
+from pivot_edit.host.conditioning import join_rows, stack_rows
 from pivot_edit.host.editing import edit, edit_guider
-from pivot_edit.host.inversion import invert_latent
+from pivot_edit.host.inversion import InversionParts, invert_latent
 from pivot_edit.host.layers import block_layers, layers_of, scales_of
 from pivot_edit.host.masks import blend_mask, check_blended
 from pivot_edit.host.patching import add_controller
@@ -266,7 +266,7 @@ def test_masactrl_pays_for_the_unconditioned_source_only_while_it_reads_it(model
 
 
 def test_several_targets_share_one_source_row(model, trajectory, texts) -> None:
-    both = stack_rows(texts[TARGET], texts[OTHER])
+    both = join_rows(texts[TARGET], texts[OTHER], "")
     controlled = blend(p2p(model, 2), 2)
     edited, back, report, mask = run(controlled, trajectory, texts, target=both)
     assert edited.shape[0] == mask.shape[0] == 2 and back.shape[0] == 1
@@ -280,14 +280,14 @@ def test_several_targets_share_one_source_row(model, trajectory, texts) -> None:
 
 
 def test_words_for_too_few_targets_are_refused(model, trajectory, texts) -> None:
-    both = stack_rows(texts[TARGET], texts[OTHER])
+    both = join_rows(texts[TARGET], texts[OTHER], "")
     with pytest.raises(PivotError, match="words for 2 target prompts, but got 1"):
         run(p2p(model), trajectory, texts, target=both)
 
 
 def test_two_pictures_and_two_targets(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
-    both = stack_rows(texts[TARGET], texts[OTHER])
+    both = join_rows(texts[TARGET], texts[OTHER], "")
     pivot = invert_latent(model, batch, texts[SOURCE], 3, "reference", "reference", False)[0]
     single = invert_latent(model, {"samples": batch["samples"][1:]}, texts[SOURCE], 3, "reference", "reference", False)[
         0
@@ -376,7 +376,7 @@ def test_a_stock_sampler_blends_after_every_step(model, texts) -> None:
 
 
 def test_groups_of_one_source_and_several_targets(model, texts) -> None:
-    rows = stack_rows(texts[SOURCE], stack_rows(texts[TARGET], texts[OTHER]))
+    rows = stack_rows(texts[SOURCE], join_rows(texts[TARGET], texts[OTHER], ""))
     samples = ksampler(p2p(model, 2), rows, texts[NEGATIVE], 6)
     one = ksampler(p2p(model, 2), rows, texts[NEGATIVE], 3)
     close(samples[:3], one)
@@ -403,3 +403,164 @@ def test_a_recorder_runs_with_any_sampling(model, texts) -> None:
     assert torch.equal(plain, samples)
     first, second = (recorder.results.get(sample) for sample in samples)
     assert differ(first, second)
+
+
+# what other people's graphs do
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2m", "euler_cfg_pp", "lms"])
+def test_stock_samplers_see_blended_latents_at_every_evaluation(model, texts, sampler) -> None:
+    """With a mask of zeros, from the second step on, target and source are one."""
+    from comfy.patcher_extension import WrappersMP
+
+    rows, seen = stack_rows(texts[SOURCE], texts[TARGET]), []
+
+    def look(executor: Any, x: Any, timestep: Any, *args: Any, **kw: Any) -> Any:
+        seen.append((float(timestep[0]), torch.equal(x[0], x[1])))
+        return executor(x, timestep, *args, **kw)
+
+    zeros = add_controller(p2p(model), LocalBlend(mask=torch.zeros(1, 8, 8), start=0.0))
+    zeros.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", look)
+    samples = ksampler(zeros, rows, texts[NEGATIVE], 2, sampler)
+    assert torch.equal(samples[0], samples[1])
+    last = max(sigma for sigma, _ in seen)
+    trials = [equal for sigma, equal in seen if sigma < 0.8 * last]
+    assert trials and all(trials)
+
+
+def test_what_cannot_be_blended_is_refused_by_name(model, texts) -> None:
+    import nodes
+
+    rows, blended = stack_rows(texts[SOURCE], texts[TARGET]), blend(p2p(model))
+    with pytest.raises(PivotError, match="can be blended.*but got unipc"):
+        ksampler(blended, rows, texts[NEGATIVE], 2, "uni_pc")
+    latent = {"samples": torch.zeros(2, 4, *SIZE), "noise_mask": torch.ones(1, 1, 8, 8)}
+    with pytest.raises(PivotError, match="no noise mask beside Local Blend"):
+        nodes.common_ksampler(blended, 3, 2, CFG, "euler", "normal", rows, texts[NEGATIVE], latent)
+
+
+def test_an_edit_takes_no_noise_mask(model, trajectory, texts) -> None:
+    guider = edit_guider(model, trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct")
+    parts = InversionParts.of(model, trajectory, "direct")
+    x = parts.latent["samples"]
+    with pytest.raises(PivotError, match="Connect the mask to Local Blend"):
+        guider.sample(x, x, parts.sampler, parts.sigmas, denoise_mask=torch.ones(1, 1, *SIZE), seed=0)
+
+
+def test_guiders_that_number_their_texts_otherwise_are_understood(model, texts) -> None:
+    """DualCFGGuider runs the negative as number 0; recorded and edited are the positive's rows all the same."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    def sample(controlled: Any, positive: Any, batch: int) -> torch.Tensor:
+        guider = Guider_DualCFG(controlled)
+        guider.set_conds(positive, texts[OTHER], texts[NEGATIVE])
+        guider.set_cfg(CFG, 1.5)
+        noise = torch.randn(batch, 4, *SIZE, generator=torch.Generator().manual_seed(2))
+        sigmas = torch.tensor([8.0, 2.0, 0.0])
+        return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, seed=0)
+
+    watched, recorder = recorded(model)
+    found = recorder.results.get(sample(watched, texts[SOURCE], 1)[0])
+    swapped, other = recorded(model)
+    again = other.results.get(sample(swapped, texts[TARGET], 1)[0])
+    assert differ(found, again)
+    same = sample(p2p(model), stack_rows(texts[SOURCE], texts[SOURCE]), 2)
+    close(same[:1], same[1:], 1e-5)
+    rows = stack_rows(texts[SOURCE], texts[TARGET])
+    assert differ(sample(p2p(model), rows, 2)[1:], sample(model, rows, 2)[1:])
+
+
+def test_a_recorder_leaves_other_packs_batches_alone(model, texts) -> None:
+    """A conditioning of several rows, one for each frame, keeps its own noise and any sampler."""
+    frames = [[torch.cat([texts[SOURCE][0][0], texts[TARGET][0][0]]), dict(texts[SOURCE][0][1])]]
+    watched, recorder = recorded(model)
+    samples = ksampler(watched, frames, texts[NEGATIVE], 2, "euler_ancestral")
+    assert torch.equal(samples, ksampler(model, frames, texts[NEGATIVE], 2, "euler_ancestral"))
+    assert all(recorder.results.get(sample) is not None for sample in samples)
+
+
+def test_areas_ranges_and_long_negatives_record_and_blend(model, kind, texts, trajectory) -> None:
+    """Crops are no picture, a text's repeats are one text, and chunks may come and go."""
+    import node_helpers
+
+    area = node_helpers.conditioning_set_values(texts[OTHER], {"area": (8, 8, 0, 0), "strength": 1.0})
+    early = node_helpers.conditioning_set_values(texts[TARGET], {"start_percent": 0.0, "end_percent": 0.5})
+    long = unets.conditioning(kind, NEGATIVE, tokens=154)
+    watched, recorder = recorded(model)
+    samples = ksampler(watched, [*texts[SOURCE], *area, *early], long, 1)
+    assert recorder.results.get(samples[0]).shape[:2] == recorder_size(model)
+    both, kept = recorded(masa(p2p(model)))
+    edited = run(both, trajectory, [*texts[:NEGATIVE], long])[0]
+    assert kept.results.get(edited[0]).shape[-1] == 77
+
+
+def recorder_size(model: Any) -> tuple[int, int]:
+    """The size of recorded maps of these latents."""
+    from pivot_edit.core.layers import map_scale
+
+    scale = map_scale(SIZE, scales_of(model))
+    return -(-SIZE[0] // scale), -(-SIZE[1] // scale)
+
+
+def test_automatic_masks_do_not_depend_on_how_calls_are_split(model, trajectory, texts, monkeypatch) -> None:
+    """Oracle 9: apart, the host runs the unconditioned rows first."""
+    auto = AutoMask({("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales_of(model), 0.5)
+    controlled = masa(model, auto=auto)
+    together = run(controlled, trajectory, texts, "none")[0]
+    assert differ(together, run(masa(model), trajectory, texts, "none")[0])
+    monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e18)
+    close(run(controlled, trajectory, texts, "none")[0], together)
+
+
+def test_what_another_attention_keeps_is_not_freed(model, trajectory, texts) -> None:
+    kept = []
+
+    def override(function: Any, q: Any, k: Any, v: Any, heads: int, *args: Any, **kw: Any) -> Any:
+        kept.append((k, v))
+        return function(q, k, v, heads, *args, **kw)
+
+    theirs = masa(model)
+    theirs.model_options["transformer_options"]["optimized_attention_override"] = override
+    run(theirs, trajectory, texts)
+    assert kept and all(k.numel() and v.numel() for k, v in kept)
+
+
+def test_rows_come_in_one_order_everywhere(model, trajectory, texts) -> None:
+    """What SamplerCustomAdvanced gives as denoised_output has the rows of its output."""
+    guider = edit_guider(p2p(model), trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct")
+    parts, last = InversionParts.of(model, trajectory, "direct"), {}
+
+    def callback(step: int, denoised: torch.Tensor, x: torch.Tensor, steps: int) -> None:
+        last.update(x=x, denoised=denoised)
+
+    samples = guider.sample(
+        parts.noise.generate_noise(parts.latent),
+        parts.latent["samples"],
+        parts.sampler,
+        parts.sigmas,
+        callback=callback,
+        seed=0,
+    )
+    torch.testing.assert_close(model.model.process_latent_out(last["x"]), samples)
+    assert last["denoised"].shape == samples.shape
+
+
+def test_an_inversion_takes_no_controlled_model(model, texts) -> None:
+    with pytest.raises(PivotError, match="from before the control nodes.* DDIM Inversion|DDIM Inversion.*before"):
+        invert_latent(p2p(model), unets.latent(*SIZE), texts[SOURCE], 2, "reference", "reference", False)
+    watched, recorder = recorded(model)
+    invert_latent(watched, unets.latent(*SIZE), texts[SOURCE], 2, "reference", "reference", False)
+
+
+def test_guidance_functions_of_other_packs_run_before_guidance(model, trajectory, texts) -> None:
+    asked = []
+
+    def before(args: dict[str, Any]) -> list[torch.Tensor]:
+        asked.append([len(out) for out in args["conds_out"]])
+        return [args["conds_out"][0] * 0.9, args["conds_out"][1]]
+
+    theirs = p2p(model)
+    theirs.set_model_sampler_pre_cfg_function(before)
+    assert differ(run(theirs, trajectory, texts)[0], run(p2p(model), trajectory, texts)[0])
+    assert asked == [[1, 1]] * trajectory.steps

@@ -16,7 +16,7 @@ from pivot_edit.attention.attention_maps import AttentionMaps
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
 from pivot_edit.core.attention import AttentionCall, Branch, Place, Row
 from pivot_edit.core.layers import Layer
-from pivot_edit.core.maps import Columns, Groups, Key, MapSum, Results, key_of, resize, word_maps
+from pivot_edit.core.maps import Columns, Groups, Key, MapSum, Results, StepMaps, key_of, resize, word_maps
 from pivot_edit.core.words import Alignment
 
 ONE: Key = ("target", 0, 0)
@@ -176,17 +176,22 @@ def test_adding_leaves_the_maps_that_were_added() -> None:
     assert torch.equal(first[ONE], torch.ones(2, 2, 1))
 
 
-def test_keeping_a_step_forgets_all_others_and_keeps_its_own() -> None:
-    total = MapSum()
-    total.keep_step(3)
-    total.add(at(3), maps_of(1.0))
-    total.keep_step(3)
-    total.add(at(3, 1), maps_of(2.0))
-    assert torch.equal(total.sums[ONE], torch.full((2, 2, 1), 3.0))
-    total.keep_step(4)
-    assert not total.sums
-    total.add(at(3), maps_of(4.0))
-    assert torch.equal(total.sums[ONE], torch.full((2, 2, 1), 4.0))
+def test_maps_of_another_number_of_repeats_are_folded_together() -> None:
+    total, short, long = MapSum(), torch.rand(2, 2, 4), torch.rand(2, 2, 12)
+    for step, maps in enumerate((short, long, short)):
+        total.add(at(step), {ONE: maps})
+    torch.testing.assert_close(total.sums[ONE], 2 * short + long.unflatten(-1, (3, 4)).sum(-2))
+
+
+def test_the_finished_step_is_the_one_before() -> None:
+    maps = StepMaps()
+    assert not maps.finished(0).sums
+    for step, layer, value in ((3, 0, 1.0), (3, 1, 2.0), (4, 0, 4.0), (4, 0, 8.0)):
+        maps.add(at(step, layer), maps_of(value))
+    assert torch.equal(maps.finished(4).sums[ONE], torch.full((2, 2, 1), 3.0))
+    assert torch.equal(maps.finished(5).sums[ONE], torch.full((2, 2, 1), 4.0))
+    maps.add(at(6), maps_of(16.0))
+    assert torch.equal(maps.finished(6).sums[ONE], torch.full((2, 2, 1), 4.0))
 
 
 # sizes

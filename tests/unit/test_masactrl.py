@@ -15,7 +15,7 @@ from reference import attention, few, join_heads, noise, probabilities, split_he
 from pivot_edit.attention.masactrl import AutoMask, MasaCtrl, decoder_layers
 from pivot_edit.core.attention import AttentionCall, Place, Row
 from pivot_edit.core.layers import Layer
-from pivot_edit.core.maps import Groups, MapSum
+from pivot_edit.core.maps import Groups, MapSum, StepMaps
 
 HERE = frozenset([DEEP])
 LATE = Place(step=20, steps=50, sigma=1.0)
@@ -181,7 +181,7 @@ def test_without_layers_or_outside_the_window_the_very_same_call_is_handed_on(
 @pytest.mark.parametrize("rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, None)) * 2])
 def test_rows_without_a_source_are_left_alone(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(self_call(), rows=rows), Attend()
-    MasaCtrl(HERE)(call, attend, MapSum())
+    MasaCtrl(HERE)(call, attend, StepMaps())
     assert attend.calls == [call] and attend.calls[0] is call
 
 
@@ -198,10 +198,13 @@ def test_a_window_ends_before_its_end() -> None:
     assert [step for step in range(50) if controller.wants("self", Place(step, 50, 1.0))] == list(range(10, 25))
 
 
-def test_cross_attention_is_read_only_for_masks_from_words_and_only_in_the_window() -> None:
+def test_cross_attention_is_read_only_for_masks_from_words_and_until_the_window_closes() -> None:
+    """From the first step on, so that the window's first step has maps of a step before it."""
     auto = AutoMask({}, (2,))
-    controller = MasaCtrl(HERE, 0.2, 0.5, auto=auto)
-    assert [step for step in range(50) if controller.wants("cross", Place(step, 50, 1.0))] == list(range(10, 25))
+    controller, places = MasaCtrl(HERE, 0.2, 0.5, auto=auto), [Place(step, 50, 1.0) for step in range(50)]
+    assert [place.step for place in places if controller.wants("cross", place)] == list(range(25))
+    assert [controller.reads(place) for place in places] == ["cond"] * 10 + ["both"] * 15 + ["nothing"] * 25
+    assert not any(MasaCtrl(HERE, 0.5, 0.5, auto=auto).wants("cross", place) for place in places)
     assert not MasaCtrl(frozenset(), auto=auto).wants("cross", LATE)
 
 
@@ -322,23 +325,24 @@ def normalised(calls: list[AttentionCall], row: int, found: tuple[int, ...]) -> 
     st.floats(0.1, 0.6),
     st.booleans(),
 )
-def test_masks_come_from_the_words_maps_of_the_step_so_far(
+def test_masks_come_from_the_words_maps_of_the_step_before(
     layout: Layout, seed: int, threshold: float, union: bool
 ) -> None:
     controller = MasaCtrl(HERE, 0.0, 1.0, union, auto=AutoMask(WORDS, (2, 4), threshold))
     state, call = controller.begin(), self_call(layout, seed)
-    before = [cross_call(layout, seed + 50, LATE.step - 1), cross_call(layout, seed + 51, LATE.step - 1, 1)]
-    now = [cross_call(layout, seed), cross_call(layout, seed + 1, layer=1)]
-    other = cross_call(layout, seed + 2, layer=2, scale=4, size=(2, 2))
-    for each in (*before, now[0], other, now[1]):
+    older = cross_call(layout, seed + 50, LATE.step - 2)
+    before = [cross_call(layout, seed, LATE.step - 1), cross_call(layout, seed + 1, LATE.step - 1, 1)]
+    other = cross_call(layout, seed + 2, LATE.step - 1, layer=2, scale=4, size=(2, 2))
+    now = cross_call(layout, seed + 51)
+    for each in (older, before[0], other, before[1], *([now] if union else [])):
         assert torch.equal(controller(each, plain, state), plain(each))
     expected = mutual(call, layout, union)
     for target, source in layout.pairs:
         first = next(i for i, row in enumerate(layout.rows) if row.cond)
         shift = first - min(i for i, row in enumerate(layout.rows) if row.cond == layout.rows[target].cond)
         found = WORDS["target", layout.rows[target].target][1][0]
-        own = normalised(now, target + shift, found) >= threshold
-        theirs = normalised(now, source + shift, (1, 2)) >= threshold
+        own = normalised(before, target + shift, found) >= threshold
+        theirs = normalised(before, source + shift, (1, 2)) >= threshold
         if not (theirs.all() and own.all()):
             masks = dict.fromkeys(range(layout.pictures), (theirs, own))
             expected[target] = mutual(call, layout, union, masks)[target]
@@ -352,9 +356,10 @@ def test_before_any_map_is_seen_there_is_no_mask() -> None:
 
 def test_a_given_mask_goes_before_one_from_words() -> None:
     auto, mask = AutoMask(WORDS, (2,), 0.5), some(3)
-    controller, state = MasaCtrl(HERE, source_mask=mask, auto=auto), MapSum()
-    controller(cross_call(TWO), plain, state)
-    own = auto.mask(state, TWO.rows[3])
+    controller = MasaCtrl(HERE, source_mask=mask, auto=auto)
+    state = controller.begin()
+    controller(cross_call(TWO, step=LATE.step - 1), plain, state)
+    own = auto.mask(state.finished(LATE.step), TWO.rows[3])
     assert own is not None
     masks = {0: (mask.flatten().bool(), own.flatten().bool())}
     assert_exact(controller(self_call(), Attend(), state), mutual(self_call(), TWO, False, masks))
@@ -363,7 +368,7 @@ def test_a_given_mask_goes_before_one_from_words() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_constant_maps_give_no_mask_and_no_nan(dtype: torch.dtype) -> None:
     controller, call = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,))), self_call(dtype=dtype)
-    state, flat = controller.begin(), cross_call(TWO)
+    state, flat = controller.begin(), cross_call(TWO, step=LATE.step - 1)
     controller(probed(flat.replace(torch.zeros_like(flat.q), flat.k, flat.v)), plain, state)
     out = controller(call, Attend(), state)
     assert torch.isfinite(out).all() and torch.equal(out, run(MasaCtrl(HERE), call))
@@ -402,8 +407,9 @@ def test_several_words_are_summed_before_they_are_normalised() -> None:
 
 def test_unconditioned_rows_take_the_masks_of_the_conditioned_ones() -> None:
     auto = AutoMask(WORDS, (2,), 0.5)
-    controller, state = MasaCtrl(HERE, auto=auto), MapSum()
-    controller(cross_call(TWO), plain, state)
+    controller = MasaCtrl(HERE, auto=auto)
+    state = controller.begin()
+    controller(cross_call(TWO, step=LATE.step - 1), plain, state)
     call = self_call()
     call = call.replace(*(x[[2, 3, 2, 3]] for x in (call.q, call.k, call.v)))
     out = controller(call, Attend(), state)
