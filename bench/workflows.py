@@ -79,9 +79,8 @@ def to_api(page: dict[str, Any], known: dict[str, Any]) -> Graph:
     graph: Graph = {}
     for node in page["nodes"]:
         declared = known[node["type"]]["inputs"]
-        values = dict(
-            zip([name for name in declared if _is_widget(declared[name])], node["widgets_values"], strict=True)
-        )
+        widgets = [each for name in declared if _is_widget(declared[name]) for each in _widgets(name, declared[name])]
+        values = dict(zip(widgets, node["widgets_values"], strict=True))
         linked = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"]}
         graph[str(node["id"])] = {
             "class_type": node["type"],
@@ -97,7 +96,8 @@ def _page_node(key: str, node: dict[str, Any], known: dict[str, Any], place: lis
     for name, spec in declared["inputs"].items():
         value = node["inputs"].get(name)
         if _is_widget(spec):
-            values.append(_default(spec) if value is None or _is_link(value) else value)
+            shown = _default(spec) if value is None or _is_link(value) else value
+            values += [shown, "fixed"][: len(_widgets(name, spec))]
             if _is_link(value):
                 inputs.append({"name": name, "type": _type(spec), "widget": {"name": name}, "link": None})
         else:
@@ -156,6 +156,12 @@ def _type(spec: Any) -> str:
 
 def _is_widget(spec: Any) -> bool:
     return _type(spec) in WIDGETS and not (len(spec) > 1 and spec[1].get("forceInput"))
+
+
+def _widgets(name: str, spec: Any) -> list[str]:
+    """The widgets that the page makes of an input: a seed has a second one, what becomes of it after a run."""
+    controlled = len(spec) > 1 and spec[1].get("control_after_generate")
+    return [name, f"{name} afterwards"] if controlled else [name]
 
 
 def _default(spec: Any) -> Any:

@@ -199,7 +199,8 @@ class PivotMasaCtrl(io.ComfyNode):
             display_name="MasaCtrl Mutual Self-Attn",
             category=CATEGORY,
             description="The edit keeps the look of the source and takes its layout from the target prompt: another "
-            "pose, place or shape of the same thing. For changes of colour or material use the P2P Attention "
+            "pose, place or shape of the same thing. Under correction direct its reference is the inverted picture "
+            "itself, under none what sampling makes of it. For changes of colour or material use the P2P Attention "
             "Controller.",
             search_aliases=["masactrl", "mutual self attention", "non-rigid edit", "pose edit"],
             inputs=[

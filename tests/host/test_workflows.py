@@ -20,11 +20,21 @@ def known() -> dict[str, Any]:
     return workflows.declarations()
 
 
+def essentials(page: dict[str, Any]) -> tuple[Any, ...]:
+    """A page without what versions of the host may draw differently: sizes, places, outputs that nothing reads."""
+    nodes = [
+        {key: node[key] for key in ("id", "type", "title", "inputs", "widgets_values", "mode")}
+        | {"outputs": [output for output in node["outputs"] if output["links"]]}
+        for node in page["nodes"]
+    ]
+    return nodes, page["links"], page["version"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_pages_form_is_the_api_form(path: pathlib.Path, known: dict[str, Any]) -> None:
     page = json.loads((path.parent.parent / path.name).read_text())
     graph = json.loads(path.read_text())
-    assert page == workflows.to_page(graph, known)
+    assert essentials(page) == essentials(workflows.to_page(graph, known))
     for key, node in workflows.to_api(page, known).items():
         kept = {name: value for name, value in node["inputs"].items() if name in graph[key]["inputs"]}
         assert (node["class_type"], kept) == (graph[key]["class_type"], graph[key]["inputs"])
