@@ -31,7 +31,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(kind: str) -> Any:
-    return unets.build(kind)
+    return unets.build(kind, shallow=True)
 
 
 @pytest.fixture(scope="module")

@@ -52,13 +52,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 HEADS = {"num_heads": -1, "num_head_channels": 16}
 
 
-def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A ModelPatcher of a kind in SHAPES, its weights a smooth-ish random start from `seed`; SD20 predicts v."""
+def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, shallow: bool = False) -> Any:
+    """A ModelPatcher of a kind in SHAPES, its weights a smooth-ish random start from `seed`; SD20 predicts v.
+
+    shallow: SDXL with attentions of at most two blocks, for tests to which depth is all the same.
+    """
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
 
     settings = {**COMMON, **SHAPES[kind]}
+    if shallow:
+        depths = ("transformer_depth", "transformer_depth_output")
+        settings |= {name: [min(depth, 2) for depth in settings[name]] for name in depths}
+        settings["transformer_depth_middle"] = min(settings["transformer_depth_middle"], 2)
     config = getattr(comfy.supported_models, kind)(settings)
     config.unet_config.update(HEADS)
     config.set_inference_dtype(dtype, None)
