@@ -90,14 +90,15 @@ SETTINGS = {" fp32": "fp32", " bf16": "bf16"}
 def speed() -> str:
     """The ratios of the last speed bench that were measured, one column for each precision."""
     found: dict[str, dict[str, str]] = {}
-    figures = [each for each in _figures("speed.json") if each["value"] is not None]
+    figures = _figures("speed.json")
     for each in figures:
         name, _, setting = each["figure"].rpartition(", ")
         if not name.startswith("largest"):
-            target = "" if each["target"] is None else f"<= {each['target']:g}"
+            target = f"<= {each['target']:g}"
             column = next((text for end, text in SETTINGS.items() if setting.endswith(end)), "fp32")
-            found.setdefault(name, {"target": target})[column] = f"{each['value']:g}"
-    columns = [*SETTINGS.values(), "target"]
+            row = found.setdefault(name, {"target": target, "reference": each["reference"]})
+            row[column] = f"{each['value']:g}"
+    columns = [*SETTINGS.values(), "target", "reference"]
     rows = [f"| figure | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     rows += [f"| {name} | {' | '.join(row.get(c, '') for c in columns)} |" for name, row in found.items()]
     device = figures[-1]["device"]
