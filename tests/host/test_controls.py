@@ -493,9 +493,10 @@ def test_areas_ranges_and_long_negatives_record_and_blend(model, kind, texts, tr
     area = node_helpers.conditioning_set_values(texts[OTHER], {"area": (8, 8, 0, 0), "strength": 1.0})
     early = node_helpers.conditioning_set_values(texts[TARGET], {"start_percent": 0.0, "end_percent": 0.5})
     long = unets.conditioning(kind, NEGATIVE, tokens=154)
-    watched, recorder = recorded(model)
-    samples = ksampler(watched, [*texts[SOURCE], *area, *early], long, 1)
-    assert recorder.results.get(samples[0]).shape[:2] == recorder_size(model)
+    for positive in ([*texts[SOURCE], *area, *early], [*area, *early, *texts[SOURCE]]):
+        watched, recorder = recorded(model)
+        samples = ksampler(watched, positive, long, 1)
+        assert recorder.results.get(samples[0]).shape[:2] == recorder_size(model)
     both, kept = recorded(masa(p2p(model)))
     edited = run(both, trajectory, [*texts[:NEGATIVE], long])[0]
     assert kept.results.get(edited[0]).shape[-1] == 77
