@@ -23,7 +23,7 @@ from pivot_edit.host.masks import blend_mask, check_blended
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.runs import RUN
 from pivot_edit.host.sampling import run_edit
-from test_editing import pair
+from test_editing import Passthrough, pair
 
 SIZE = (16, 24)
 CFG = 5.0
@@ -527,7 +527,7 @@ def test_what_another_attention_keeps_is_not_freed(model, trajectory, texts) -> 
         kept.append((k, v))
         return function(q, k, v, heads, *args, **kw)
 
-    theirs = masa(model)
+    theirs = add_controller(model, Passthrough())
     theirs.model_options["transformer_options"]["optimized_attention_override"] = override
     run(theirs, trajectory, texts)
     assert kept and all(k.numel() and v.numel() for k, v in kept)
