@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Row, window_open
+from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, Row, window_open
 from ..core.layers import Layer, map_scale
-from ..core.maps import Columns, MapSum, Results, key_of, word_maps
+from ..core.maps import Groups, MapSum, Results, key_of, word_maps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class AttentionMaps(Controller):
     [h, w, columns], by the latent that they made.
     """
 
+    title: ClassVar[str] = "Record Attention"
     needs_source: ClassVar[bool] = False
     scales: tuple[int, ...]
     start: float = 0.0
@@ -48,7 +49,7 @@ class AttentionMaps(Controller):
         return attend(call)
 
     @staticmethod
-    def _groups(call: AttentionCall) -> dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]:
+    def _groups(call: AttentionCall) -> Groups:
         count = call.v.shape[1]
         every = (count, tuple((column,) for column in range(count)))
         return {(row.branch, row.target): every for row in call.rows}

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Branch, Controller, Kind, Place, Reads, Row
+from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, Reads, Row, all_pairs
 from ..core.errors import PivotError
 from ..core.layers import Layer, map_scale
-from ..core.maps import Columns, MapSum, Results, key_of, resize, word_maps
+from ..core.maps import Columns, Groups, MapSum, Results, key_of, resize, word_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LocalBlend(Controller):
     mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used, by latent.
     """
 
+    title: ClassVar[str] = "Local Blend"
     sets_latents: ClassVar[bool] = True
     words: tuple[BlendWords, ...] = ()
     scales: tuple[int, ...] = (4,)
@@ -81,25 +82,22 @@ class LocalBlend(Controller):
             state.maps.add(call, word_maps(call, self._groups()))
         return attend(call)
 
-    def _groups(self) -> dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]:
+    def _groups(self) -> Groups:
         """What is asked of the source (for every target: words, words to keep) and of each target (both)."""
         source = tuple(columns for words in self.words for columns in (words.source, words.source_subtract))
-        groups: dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]] = {
-            ("target", i): (words.target_length, (words.target, words.target_subtract))
-            for i, words in enumerate(self.words)
-        }
-        groups["source", 0] = (self.words[0].source_length, source)
+        groups: Groups = {("source", 0): (self.words[0].source_length, source)}
+        for index, words in enumerate(self.words):
+            groups["target", index] = (words.target_length, (words.target, words.target_subtract))
         return groups
 
     def after_step(self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: BlendState) -> torch.Tensor:
         if place.step < int(self.start * place.steps):
             return x
         blended = x.clone()
-        for index, row in enumerate(rows):
-            if row.branch == "target" and row.source is not None:
-                mask = self._mask(row, rows[row.source], (x.shape[-2], x.shape[-1]), state.maps).to(x.device)
-                state.masks[index] = mask
-                blended[index] = blend(x[row.source], x[index], mask.to(x.dtype))
+        for row, source in all_pairs(rows):
+            mask = self._mask(rows[row], rows[source], (x.shape[-2], x.shape[-1]), state.maps).to(x.device)
+            state.masks[row] = mask
+            blended[row] = blend(x[source], x[row], mask.to(x.dtype))
         return blended
 
     def _mask(self, row: Row, source: Row, size: tuple[int, int], maps: MapSum) -> torch.Tensor:
@@ -118,7 +116,7 @@ class LocalBlend(Controller):
                 "word maps of the source and of every target",
                 "none",
                 "Connect the words that belong to these target prompts, and remove patches that replace the UNet.",
-                "Local Blend",
+                self.title,
             )
         words, first = self.words[row.target], 2 * row.target
         everywhere = not (words.source or words.target)

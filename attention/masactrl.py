@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 
@@ -66,6 +67,7 @@ class MasaCtrl(Controller):
     source_mask, target_mask: [pictures or 1, H, W], 1 on the object; auto: masks from words instead.
     """
 
+    title: ClassVar[str] = "MasaCtrl Mutual Self-Attn"
     layers: frozenset[Layer]
     start: float = 0.08
     end: float = 1.0

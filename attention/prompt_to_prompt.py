@@ -10,7 +10,7 @@ the window of each target column, c its weight, M and own its alignment, the edi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,6 +32,7 @@ class PromptToPrompt(Controller):
     self_limit: self-attention is edited in layers with at most this fraction of the latent's positions.
     """
 
+    title: ClassVar[str] = "P2P Attention Controller"
     alignments: tuple[Alignment, ...]
     cross: tuple[float, float] = (0.0, 0.8)
     self_: tuple[float, float] = (0.0, 0.4)
@@ -92,7 +93,7 @@ class PromptToPrompt(Controller):
             f"words for {target + 1} target prompts",
             f"{len(self.alignments)}",
             "Connect the words that belong to these target prompts.",
-            "P2P Attention Controller",
+            PromptToPrompt.title,
         )
 
     def _tables(self, call: AttentionCall, alignment: Alignment, state: dict[Any, Tables]) -> Tables:
@@ -133,7 +134,7 @@ def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> 
             f"text context of a multiple of {mapper.shape[0]} and {mapper.shape[1]} tokens",
             f"{columns} tokens",
             "Encode both prompts with the same CLIP and do not append tokens to the conditioning.",
-            "P2P Attention Controller",
+            PromptToPrompt.title,
         )
     weight = alpha if alignment.weights is None else alpha * alignment.weights.to(precision)
     fitted = torch.zeros(columns, columns, dtype=precision)

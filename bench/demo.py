@@ -10,7 +10,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
@@ -24,6 +23,9 @@ from PIL import Image, ImageOps
 from bench import install
 from bench.client import Client, Event, Graph, Result, ServerError
 from bench.grid import Cell, Sheet
+from bench.judge import kept as kept_pixels
+from bench.judge import psnr as array_psnr
+from bench.judge import to_array, to_image
 from bench.server import Server, ServerFailed, stop_on_signals
 from toy.reader import read
 from toy.scenes import EXAMPLE, WORDS, Scene, scene_from_caption
@@ -34,7 +36,6 @@ OUT = install.ROOT / "out" / "demo"
 SOURCE, SEED = EXAMPLE
 TARGET = "a striped blue star at the left of a meadow"
 PHOTO_SIZE = 512
-UNCHANGED = 2 / 255  # a pixel that differs less from the true edit counts as one the edit must keep
 COMPARISONS = ("autoencoder", "reconstruction", "uncontrolled")
 
 
@@ -235,36 +236,16 @@ def saved(result: Result, node: str) -> Image.Image:
 # -- figures -----------------------------------------------------------------------------------------------
 
 
-def to_array(picture: Image.Image) -> np.ndarray:
-    """Float32 [H, W, 3] in [0, 1]."""
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
-
-
-def to_image(picture: np.ndarray) -> Image.Image:
-    """The 8-bit picture of a float array [H, W, 3] in [0, 1]."""
-    return Image.fromarray((picture * 255.0).round().astype(np.uint8))
-
-
 def psnr(one: Image.Image, other: Image.Image, where: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, of the pixels weighted by `where` [H, W] (default: all alike)."""
-    error = np.square(to_array(one) - to_array(other)).mean(-1)
-    mse = float(np.average(error, weights=where))
-    return round(-10.0 * math.log10(max(mse, 1e-10)), 2)
+    """`bench.judge.psnr` of two pictures, to a hundredth of a dB."""
+    return round(array_psnr(to_array(one), to_array(other), where), 2)
 
 
 def kept(job: Job) -> np.ndarray | None:
-    """Weights [H, W] of the pixels the edit must leave alone, or None where that is unknown.
-
-    Outside the object before and after; inside the object if the background's word was changed. Pixels that
-    the true edit changes all the same (the object's shadow) do not count.
-    """
+    """Weights [H, W] of the pixels the edit must leave alone, or None where that is unknown."""
     if job.scene is None or job.truth is None:
         return None
-    before, after = job.scene.object_mask(), job.truth.object_mask()
-    moved = job.scene.background != job.truth.background
-    region = np.minimum(before, after) if moved else 1.0 - np.maximum(before, after)
-    same = np.abs(job.scene.render() - job.truth.render()).max(-1) <= UNCHANGED
-    weights = region * same
+    weights = kept_pixels(job.scene, job.truth)
     return weights if weights.sum() >= 1.0 else None
 
 

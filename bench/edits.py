@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from bench import install
+from bench.judge import kept, psnr, to_image
 from bench.pack import part
 from toy.scenes import WORDS, Scene
 
@@ -181,7 +182,7 @@ class Bench:
         for model in (control(edit, self.model, words), self.model):
             made = part("host.editing").edit(model, pivot, source, target, negative, CFG, "direct")[0]
             judged.append(judge(edit, self._decoded(made["samples"])))
-        return judged[0], judged[1], psnr(self._decoded(latent), edit.scene.render(), kept(edit))
+        return judged[0], judged[1], psnr(self._decoded(latent), edit.scene.render(), kept(edit.scene, edit.truth))
 
     def _decoded(self, latent: torch.Tensor) -> np.ndarray:
         return self.vae.decode(latent)[0].numpy()
@@ -191,23 +192,8 @@ def judge(edit: Edit, picture: np.ndarray) -> Judged:
     """A picture against what the edit should give."""
     from toy.reader import read
 
-    background = psnr(picture, edit.scene.render(), kept(edit))
+    background = psnr(picture, edit.scene.render(), kept(edit.scene, edit.truth))
     return Judged(picture, read(picture).matches(edit.truth), background, psnr(picture, edit.truth.render()))
-
-
-def kept(edit: Edit) -> np.ndarray:
-    """Weights [H, W] of the pixels that must stay: those of the background, or of the object, that the true edit
-    leaves alone."""
-    before, after = edit.scene.object_mask(), edit.truth.object_mask()
-    same = np.abs(edit.scene.render() - edit.truth.render()).max(-1) <= 2 / 255
-    changed = edit.scene.background != edit.truth.background
-    return (np.minimum(before, after) if changed else 1.0 - np.maximum(before, after)) * same
-
-
-def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
-    """dB over the pixels weighted by `where` [H, W]."""
-    error = np.square(one.astype(np.float64) - other).mean(-1)
-    return float(-10.0 * np.log10(max(np.average(error, weights=where), 1e-10)))
 
 
 def cases(recipe: Recipe, count: int) -> list[Edit]:
@@ -246,8 +232,7 @@ def sheet(chosen: Sequence[tuple[Edit, Judged]], columns: int = 3) -> Any:
         pen.text((x, y + 2), change(edit), fill="#1f2328" if judged.success else "#cf222e", font=font)
         pictures = (edit.scene.render(), judged.picture, edit.truth.render())
         for place, picture in enumerate(pictures):
-            pixels = (np.clip(picture, 0.0, 1.0) * 255.0).round().astype(np.uint8)
-            page.paste(Image.fromarray(pixels), (x + place * side, y + line))
+            page.paste(to_image(picture), (x + place * side, y + line))
             if row == 0:
                 pen.text((x + place * side, 2), ("source", "edit", "true edit")[place], fill="#6e7781", font=font)
     return page

@@ -26,19 +26,12 @@ DEMO = {
     "truth_psnr": "edit against the true edit",
 }
 
-CONTROL_NODES = {
-    "PromptToPrompt": "P2P Attention Controller",
-    "LocalBlend": "Local Blend",
-    "MasaCtrl": "MasaCtrl Mutual Self-Attn",
-    "AttentionMaps": "Record Attention",
-}
-
 
 def methods() -> str:
     """One row for each controller and correction, with the paper that its file names."""
     rows = ["| method | where | what it does | paper |", "|---|---|---|---|"]
     for kind in part("attention").CONTROLLERS:
-        rows.append(_method_row(kind, CONTROL_NODES[kind.__name__], _summary(kind)))
+        rows.append(_method_row(kind, kind.title, _summary(kind)))
     for correction in part("inversion").CORRECTIONS.values():
         rows.append(_method_row(type(correction), f"Edit Sampler, `{correction.name}`", correction.label))
     return "\n".join(rows)

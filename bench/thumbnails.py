@@ -14,6 +14,7 @@ from PIL import Image
 
 from bench import install
 from bench.client import Client, Graph, Result
+from bench.judge import to_image
 from bench.server import Server
 from bench.workflows import API
 from toy.scenes import EXAMPLE, scene_from_caption
@@ -23,8 +24,7 @@ HEIGHT = 256
 
 def example() -> Image.Image:
     """The picture that the shipped workflows describe."""
-    pixels = (scene_from_caption(*EXAMPLE).render() * 255.0).round().astype(np.uint8)
-    return Image.fromarray(pixels)
+    return to_image(scene_from_caption(*EXAMPLE).render())
 
 
 def filled(name: str, picture: str) -> Graph:

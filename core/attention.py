@@ -88,6 +88,8 @@ class Controller(abc.ABC):
     `begin` made for that run; it is dropped with the run.
     """
 
+    title: ClassVar[str]
+    """What its node is called."""
     needs_source: ClassVar[bool] = True
     """Whether it edits targets by their source, and so cannot run where there is no source."""
     sets_latents: ClassVar[bool] = False

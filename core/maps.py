@@ -17,7 +17,7 @@ import torch
 from .attention import AttentionCall, Branch, Row
 
 Columns = tuple[int, ...]
-Groups = Mapping[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]
+Groups = dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]
 """(branch, target) -> the prompt's number of columns, and the columns of each word or group of words."""
 Key = tuple[Branch, int, int]
 """(branch, target, picture)."""

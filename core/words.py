@@ -203,14 +203,12 @@ def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
     return found
 
 
-def among(prompts: Sequence[Prompt], phrase: str) -> list[int]:
-    """Which of the prompts have a phrase. Raises PivotError listing all their words if none has."""
-    found = [index for index, prompt in enumerate(prompts) if prompt.seek(phrase)]
-    if not found:
+def check_among(prompts: Sequence[Prompt], phrase: str) -> None:
+    """Raise PivotError listing all the prompts' words if none of them has a phrase."""
+    if not any(prompt.seek(phrase) for prompt in prompts):
         texts = " or ".join(dict.fromkeys(repr(prompt.text) for prompt in prompts))
         words = ", ".join(dict.fromkeys(word for prompt in prompts for word in prompt.listed.split(", ")))
         raise PivotError(f"a word of the prompt {texts}", repr(phrase), f"There are: {words}.")
-    return found
 
 
 def align_replace(source: Prompt, target: Prompt) -> Alignment:

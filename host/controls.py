@@ -13,12 +13,11 @@ from ..attention.masactrl import AutoMask, decoder_layers
 from ..core.attention import Branch, check_window
 from ..core.errors import PivotError
 from ..core.layers import Layer, select_layers
-from ..core.maps import Columns
+from ..core.maps import Columns, Groups
 from ..core.words import (
     Alignment,
-    Prompt,
     PromptPair,
-    among,
+    check_among,
     phrases,
     reweighted,
     windowed,
@@ -46,11 +45,11 @@ def prompt_to_prompt(
     mapper: str = "fixed",
 ) -> tuple[Any, str]:
     """The model under Prompt-to-Prompt, and what it does with the words, in words."""
-    check_unet(model, "P2P Attention Controller")
+    check_unet(model, PromptToPrompt.title)
     targets = [pair.target for pair in words]
     asked, limited = word_weights(weights), word_windows(windows)
     for phrase, _ in (*asked, *limited):
-        among(targets, phrase)
+        check_among(targets, phrase)
     alignments = tuple(_alignment(pair, mode, mapper, asked, limited) for pair in words)
     controller = PromptToPrompt(alignments, cross, self_, self_limit)
     return add_controller(model, controller), "\n".join(f"{one.mode}: {one.note}" for one in alignments)
@@ -81,20 +80,20 @@ def local_blend(
     mask: torch.Tensor | None = None,
 ) -> Any:
     """The model under a local blend at words, at a mask, or at words within a mask."""
-    check_unet(model, "Local Blend")
+    check_unet(model, LocalBlend.title)
     blend, subtract = phrases(blend_words), phrases(subtract_words)
     if (blend or subtract) and not words:
-        raise PivotError("words to look blend words up in", "none", "Connect words from Prompt Pair.", "Local Blend")
+        raise PivotError("words to look blend words up in", "none", "Connect words from Prompt Pair.", LocalBlend.title)
     if not blend and not subtract and mask is None:
         there = ", ".join(dict.fromkeys(f"{pair.source.listed}, {pair.target.listed}" for pair in words))
         raise PivotError(
             "words to blend at, words to subtract, or a mask",
             "none",
             f"Write the words that name what changes, before and after; there are: {there or 'none connected'}.",
-            "Local Blend",
+            LocalBlend.title,
         )
     for phrase in (*blend, *subtract):
-        among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
+        check_among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
     columns = tuple(_blend_words(pair, blend, subtract) for pair in words) if blend or subtract else ()
     if blend:
         _check_reachable(columns, blend)
@@ -112,7 +111,7 @@ def _check_reachable(columns: Sequence[BlendWords], blend: Sequence[str]) -> Non
                 f"words of target prompt {index + 1} or of the source",
                 ", ".join(blend),
                 "Write a word that this target has.",
-                "Local Blend",
+                LocalBlend.title,
             )
 
 
@@ -149,12 +148,12 @@ def masactrl(
     union: bool,
     words: Words | None = None,
     mask_words: str = "",
-    threshold: float = 0.1,
+    threshold: float = AutoMask.threshold,
     source_mask: torch.Tensor | None = None,
     target_mask: torch.Tensor | None = None,
 ) -> tuple[Any, str]:
     """The model under mutual self-attention, and the layers it acts in, in words."""
-    where = "MasaCtrl Mutual Self-Attn"
+    where = MasaCtrl.title
     check_unet(model, where)
     there = layers_of(model)
     auto = layers.strip().lower() in ("auto", "")
@@ -171,18 +170,15 @@ def masactrl(
 
 def _auto_mask(words: Words, listed: Sequence[str], scales: tuple[int, ...], threshold: float) -> AutoMask:
     for phrase in listed:
-        among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
-    groups: dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]] = {}
+        check_among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
+    groups: Groups = {}
     for index, pair in enumerate(words):
         source, target = _both(pair, listed)
-        _own_mask(groups, "source", 0, pair.source, source)
-        _own_mask(groups, "target", index, pair.target, target)
+        if source:
+            groups["source", 0] = (len(pair.source.tokens), (source,))
+        if target:
+            groups["target", index] = (len(pair.target.tokens), (target,))
     return AutoMask(groups, scales, threshold)
-
-
-def _own_mask(groups: dict[Any, Any], branch: Branch, index: int, prompt: Prompt, columns: Columns) -> None:
-    if columns:
-        groups[branch, index] = (len(prompt.tokens), (columns,))
 
 
 def _named(there: Sequence[Layer], chosen: frozenset[Layer]) -> str:
@@ -193,8 +189,8 @@ def _named(there: Sequence[Layer], chosen: frozenset[Layer]) -> str:
 
 def record(model: Any, start: float, end: float) -> Any:
     """The model, recording where every word is looked at."""
-    check_unet(model, "Record Attention")
-    check_window((start, end), "", "Record Attention")
+    check_unet(model, AttentionMaps.title)
+    check_window((start, end), "", AttentionMaps.title)
     return add_controller(model, AttentionMaps(scales_of(model), start, end))
 
 

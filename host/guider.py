@@ -29,7 +29,7 @@ class EditGuider(comfy.samplers.CFGGuider):
     * direct: the source row is known, and run only while a controller reads it (3, then 2).
     A controller that reads the unconditioned source too (MasaCtrl) has it run while its window is open (4).
 
-    `economy` off runs every row always. `rows_run` counts the UNet rows of the last run, for the report.
+    `economy` off runs every row always, to compare. `rows_run` counts the UNet rows of the last run, for the report.
     """
 
     def __init__(
@@ -41,7 +41,6 @@ class EditGuider(comfy.samplers.CFGGuider):
         negative: Conditioning,
         cfg: float,
         correction: Correction,
-        economy: bool = True,
     ) -> None:
         check_unet(model, WHERE)
         check_same_model(model, trajectory)
@@ -49,7 +48,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.trajectory = trajectory
         self.correction = correction
-        self.economy = economy
+        self.economy = True
         self.targets = rows_in(target)
         self.rows_run = 0
         uncond = source if correction.uncond == "source" else negative

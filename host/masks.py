@@ -10,7 +10,7 @@ import torch
 from ..attention import AttentionMaps, LocalBlend
 from ..core.errors import PivotError
 from ..core.maps import resize
-from ..core.words import Prompt, among, bare, phrases
+from ..core.words import Prompt, bare, phrases
 from .pictures import labelled_grid, overlay
 from .prompts import read_prompt
 from .runs import controllers_of
@@ -82,18 +82,14 @@ def word_heat(
         )
     size = (image.shape[1], image.shape[2])
     heats = torch.stack([resize(heat, size, "bilinear") for heat in heats])
-    pictures = image[..., :3].repeat_interleave(len(chosen), 0)
-    pictures = pictures.repeat(-(-len(heats) // len(pictures)), 1, 1, 1)[: len(heats)]
+    pictures = image[..., :3].expand(len(samples), -1, -1, -1).repeat_interleave(len(chosen), 0)
     shown = torch.stack([overlay(*pair) for pair in zip(pictures, heats, strict=True)])
     masks = torch.stack([to_mask(heat, options) for heat in heats])
     return Shown(shown, labelled_grid(shown, [bare(word) for word in chosen] * len(samples)), masks, chosen)
 
 
 def _chosen(prompt: Prompt, words: str) -> list[str]:
-    listed = phrases(words) or list(dict.fromkeys(word.text for word in prompt.words if bare(word.text)))
-    for phrase in listed:
-        among([prompt], phrase)
-    return listed
+    return phrases(words) or list(dict.fromkeys(word.text for word in prompt.words if bare(word.text)))
 
 
 def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor:

@@ -122,7 +122,7 @@ def _positive(guider: Any) -> frozenset[Any] | None:
     own = type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
     if not own or hasattr(guider, "batch_rows"):
         return None
-    return frozenset(cond["uuid"] for cond in guider.conds.get("positive") or () if "uuid" in cond)
+    return frozenset(cond["uuid"] for cond in guider.conds.get("positive") or () if "uuid" in cond) or None
 
 
 def _plain_rows(guider: Any, controllers: tuple[Controller, ...], batch: int) -> tuple[Row, ...]:

@@ -4,6 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..attention import LocalBlend, MasaCtrl, PromptToPrompt
+from ..attention.masactrl import AutoMask
 from ..core.words import MAPPERS, MODES
 from ..host import controls
 from .sockets import CATEGORY, Words, model_input
@@ -22,7 +24,7 @@ class PivotPromptToPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PivotPromptToPrompt",
-            display_name="P2P Attention Controller",
+            display_name=PromptToPrompt.title,
             category=CATEGORY,
             description="Prompt-to-Prompt: the edit takes over where the source picture looks, so that shapes and "
             "places stay while words change. Works on the fused attention of the host, at any resolution.",
@@ -39,27 +41,27 @@ class PivotPromptToPrompt(io.ComfyNode):
                 ),
                 _fraction(
                     "cross_start",
-                    0.0,
+                    PromptToPrompt.cross[0],
                     "When cross-attention edits begin, as a fraction of the steps. Usually 0.",
                 ),
                 _fraction(
                     "cross_end",
-                    0.8,
+                    PromptToPrompt.cross[1],
                     "When cross-attention edits end. Higher keeps more of the source's layout; 0.4 to 0.8.",
                 ),
                 _fraction(
                     "self_start",
-                    0.0,
+                    PromptToPrompt.self_[0],
                     "When self-attention edits begin, as a fraction of the steps. Usually 0.",
                 ),
                 _fraction(
                     "self_end",
-                    0.4,
+                    PromptToPrompt.self_[1],
                     "When self-attention edits end. Higher keeps more of the source's shapes; 0.2 to 0.8.",
                 ),
                 _fraction(
                     "self_limit",
-                    0.25,
+                    PromptToPrompt.self_limit,
                     "Self-attention is edited in layers with at most this fraction of the latent's positions. 0.0625: "
                     "coarse layers only (as prompt-to-prompt), 0.25: as null-text inversion, 1: all.",
                 ),
@@ -116,7 +118,7 @@ class PivotLocalBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PivotLocalBlend",
-            display_name="Local Blend",
+            display_name=LocalBlend.title,
             category=CATEGORY,
             description="Keeps everything outside of a region exactly as in the source. The region is where the "
             "model looks for the words you name, or a mask, or both. Chains with the other controllers in any order.",
@@ -137,24 +139,24 @@ class PivotLocalBlend(io.ComfyNode):
                 ),
                 _fraction(
                     "threshold",
-                    0.3,
+                    LocalBlend.threshold,
                     "Which share of the strongest attention still belongs to the region. Higher makes it smaller; "
                     "0.2 to 0.6.",
                 ),
                 _fraction(
                     "subtract_threshold",
-                    0.3,
+                    LocalBlend.subtract_threshold,
                     "The same for subtract_words. Higher subtracts less; 0.2 to 0.6.",
                 ),
                 _fraction(
                     "start",
-                    0.2,
+                    LocalBlend.start,
                     "From which fraction of the steps on. Earlier keeps more of the surroundings; the region is found "
                     "more surely later. 0 to 0.3.",
                 ),
                 io.Boolean.Input(
                     "pool",
-                    default=True,
+                    default=LocalBlend.pool,
                     tooltip="Widen the words' maps by one position before the threshold, as in the paper.",
                 ),
                 Words.Input(
@@ -196,7 +198,7 @@ class PivotMasaCtrl(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PivotMasaCtrl",
-            display_name="MasaCtrl Mutual Self-Attn",
+            display_name=MasaCtrl.title,
             category=CATEGORY,
             description="The edit keeps the look of the source and takes its layout from the target prompt: another "
             "pose, place or shape of the same thing. Under correction direct its reference is the inverted picture "
@@ -220,11 +222,11 @@ class PivotMasaCtrl(io.ComfyNode):
                 ),
                 _fraction(
                     "start",
-                    0.08,
+                    MasaCtrl.start,
                     "From which fraction of the steps on. Later gives the layout more freedom; 0.04 to 0.4 (paper: "
                     "step 4 of 50).",
                 ),
-                _fraction("end", 1.0, "Until which fraction of the steps. Earlier frees details; usually 1."),
+                _fraction("end", MasaCtrl.end, "Until which fraction of the steps. Earlier frees details; usually 1."),
                 Words.Input(
                     "words",
                     optional=True,
@@ -239,7 +241,7 @@ class PivotMasaCtrl(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "mask_threshold",
-                    default=0.1,
+                    default=AutoMask.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -271,7 +273,7 @@ class PivotMasaCtrl(io.ComfyNode):
         end: float,
         words: Any = None,
         mask_words: str = "",
-        mask_threshold: float = 0.1,
+        mask_threshold: float = AutoMask.threshold,
         source_mask: Any = None,
         target_mask: Any = None,
     ) -> io.NodeOutput:

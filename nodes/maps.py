@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..attention import AttentionMaps
 from ..host import controls
 from ..host.masks import MaskOptions, check_blended, word_heat
 from .sockets import CATEGORY, model_input
@@ -16,7 +17,7 @@ class PivotRecordAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PivotRecordAttention",
-            display_name="Record Attention",
+            display_name=AttentionMaps.title,
             category=CATEGORY,
             description="Makes a model note where it looks for every word, with any sampler. Sample with it, then show "
             "the heat maps with Attention Maps. The picture stays the same.",
@@ -25,7 +26,7 @@ class PivotRecordAttention(io.ComfyNode):
                 model_input("The model to watch; the model itself is left as it is."),
                 io.Float.Input(
                     "start",
-                    default=0.0,
+                    default=AttentionMaps.start,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -33,7 +34,7 @@ class PivotRecordAttention(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end",
-                    default=1.0,
+                    default=AttentionMaps.end,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -75,7 +76,7 @@ class PivotAttentionMaps(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold",
-                    default=0.4,
+                    default=MaskOptions.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -84,7 +85,7 @@ class PivotAttentionMaps(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "blur",
-                    default=0.0,
+                    default=MaskOptions.blur,
                     min=0.0,
                     max=64.0,
                     step=0.5,
@@ -92,7 +93,7 @@ class PivotAttentionMaps(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "grow",
-                    default=0,
+                    default=MaskOptions.grow,
                     min=-128,
                     max=128,
                     tooltip="Widens the masks by so many pixels; negative shrinks them.",

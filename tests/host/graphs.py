@@ -6,10 +6,10 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from bench.client import Client, Graph
+from bench.judge import to_image
 from toy.scenes import Scene
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
@@ -17,7 +17,7 @@ SCENE = Scene.sample(10_000_003)
 
 
 def picture(scene: Scene = SCENE) -> Image.Image:
-    return Image.fromarray((scene.render() * 255.0).round().astype(np.uint8))
+    return to_image(scene.render())
 
 
 def node(graph: Graph, class_type: str) -> str:

@@ -198,7 +198,7 @@ CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
     unreadable_layers: ("PivotMasaCtrl", "up.2-3.*'decoder'"),
     mask_words_without_words: ("PivotMasaCtrl", "Connect words from Prompt Pair"),
     maps_of_an_unwatched_model: ("PivotAttentionMaps", "without Record Attention"),
-    maps_of_an_unknown_word: ("PivotAttentionMaps", "'sofa'.*There are: a, "),
+    maps_of_an_unknown_word: ("PivotAttentionMaps", "'sofa'.*Its words are: a, "),
 }
 
 

@@ -48,7 +48,8 @@ def folded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited and reconstructed samples of the pack's own way, cross .8, self .4."""
     patched = add_controller(model, PromptToPrompt((alignment,)))
-    guider = EditGuider(patched, trajectory, **texts, cfg=CFG, correction=correction_named(correction), economy=economy)
+    guider = EditGuider(patched, trajectory, **texts, cfg=CFG, correction=correction_named(correction))
+    guider.economy = economy
     result = run_edit(guider, trajectory, guider.correction)
     return result.edited, result.reconstructed
 

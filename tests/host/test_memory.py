@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 import unets
 from bench.memory import MemoryHook, attention_maps
+from bench.speed import SameRows
 from pivot_edit.attention import MasaCtrl, PromptToPrompt
 from pivot_edit.attention.masactrl import decoder_layers
 from pivot_edit.core.attention import Controller
@@ -20,22 +20,6 @@ from pivot_edit.host.sampling import run_edit
 from test_editing import pair
 
 SIDE = 40  # 1600, 400 and 100 tokens: sizes that no other tensor has
-
-
-class Rows(Controller):
-    """Edits nothing, but has the same source rows run."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def wants(self, kind: str, place: Any) -> bool:
-        return False
-
-    def reads(self, place: Any) -> Any:
-        return self.rows
-
-    def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
-        return attend(call)
 
 
 @pytest.fixture(scope="module", params=["SD15", "SDXL"])
@@ -70,7 +54,10 @@ def test_control_costs_no_memory_and_builds_no_map(model, mode) -> None:
         controller: Controller = MasaCtrl(decoder_layers(layers_of(model)), 0.0)
     else:
         controller = PromptToPrompt((pair().align(mode),), (0.0, 1.0), (0.0, 1.0), 1.0)
-    plain, controlled = allocated(model, Rows("both" if mode == "masactrl" else "cond")), allocated(model, controller)
+    plain, controlled = (
+        allocated(model, SameRows("both" if mode == "masactrl" else "cond")),
+        allocated(model, controller),
+    )
     assert controlled.peak <= 1.05 * plain.peak
     for scale in {layer.scale for layer in layers_of(model)}:
         tokens = (SIDE // scale) ** 2

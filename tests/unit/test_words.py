@@ -15,7 +15,7 @@ from pivot_edit.core.words import (
     PromptPair,
     align_refine,
     align_replace,
-    among,
+    check_among,
     legacy_refine,
     legacy_replace,
     phrases,
@@ -451,14 +451,16 @@ def test_windows_beyond_the_run_are_refused(part: str) -> None:
         word_windows(f"red: 1, {part}")
 
 
-def test_among_tells_which_prompts_have_a_phrase() -> None:
+def test_a_phrase_of_any_of_the_prompts_is_among_them() -> None:
     prompts = [prompt("a cat"), prompt("a Dog, now"), prompt("the dog now")]
-    assert among(prompts, "dog") == [1, 2]
-    assert among(prompts, "dog now") == [1, 2]
-    assert among(prompts, "a") == [0, 1]
+    for phrase in ("dog", "dog now", "a", "cat"):
+        check_among(prompts, phrase)
+    for phrase in ("cat now", "do"):
+        with pytest.raises(PivotError):
+            check_among(prompts, phrase)
 
 
 def test_among_lists_the_words_of_all_prompts_once_where_none_has_the_phrase() -> None:
     prompts = [prompt("a cat"), prompt("a dog"), prompt("a cat")]
     with pytest.raises(PivotError, match=r"'a cat' or 'a dog', but got 'cat dog'\. There are: a, cat, dog\.$"):
-        among(prompts, "cat dog")
+        check_among(prompts, "cat dog")
