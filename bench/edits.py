@@ -177,7 +177,7 @@ class Bench:
         words = (prompts.read_pair(self.clip, edit.source, edit.target),)
         latent = self.vae.encode(torch.from_numpy(edit.scene.render())[None])
         invert = part("host.inversion").invert_latent
-        pivot = invert(self.model, {"samples": latent}, source, STEPS, "reference", "reference", False)[0]
+        pivot = invert(self.model, {"samples": latent}, source, STEPS, "reference", part("inversion").Ddim(), False)[0]
         judged = []
         for model in (control(edit, self.model, words), self.model):
             made = part("host.editing").edit(model, pivot, source, target, negative, CFG, "direct")[0]

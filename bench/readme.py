@@ -28,12 +28,16 @@ DEMO = {
 
 
 def methods() -> str:
-    """One row for each controller and correction, with the paper that its file names."""
+    """One row for each method, with the paper that its file names."""
     rows = ["| method | where | what it does | paper |", "|---|---|---|---|"]
     for kind in part("attention").CONTROLLERS:
         rows.append(_method_row(kind, kind.title, _summary(kind)))
-    for correction in part("inversion").CORRECTIONS.values():
-        rows.append(_method_row(type(correction), f"Edit Sampler, `{correction.name}`", correction.label))
+    for kind in part("inversion").INVERTERS.values():
+        rows.append(_method_row(kind, f"DDIM Inversion, `{kind.name}`", kind.label))
+    for kind in part("inversion").CORRECTIONS.values():
+        rows.append(_method_row(kind, f"Edit Sampler, `{kind.name}`", kind.label))
+    for kind in part("guidance").RULES:
+        rows.append(_method_row(kind, "CFG / Proximal Guidance", _summary(kind)))
     return "\n".join(rows)
 
 

@@ -370,7 +370,7 @@ def rows_per_step() -> float:
     texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "target", "negative"))}
     latent = unets.latent(16, 16)
     invert, patching = part("host.inversion").invert_latent, part("host.patching")
-    pivot = invert(model, latent, texts["source"], 50, "reference", "reference", False)[0]
+    pivot = invert(model, latent, texts["source"], 50, "reference", part("inversion").Ddim(), False)[0]
     patched = patching.add_controller(model, part("attention").PromptToPrompt((alignment("replace"),)))
     guider = part("host.editing").edit_guider(patched, pivot, **texts, cfg=CFG, correction="direct")
     return part("host.sampling").run_edit(guider, pivot, guider.correction).rows_per_step

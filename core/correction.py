@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from .trajectory import Trajectory
+from .attention import Branch, Place
+
+if TYPE_CHECKING:
+    from .trajectory import Trajectory
 
 
-class Correction(Protocol):
-    """A correction method, stateless.
+@dataclasses.dataclass(frozen=True)
+class Uncond:
+    """What an unconditional row reads.
 
-    name: its name in the papers; label: one line for people.
-    uncond: the text that unconditional rows read, the negative prompt or the source prompt.
-    pinned: the source row is set from the trajectory after every step, so its own prediction is not needed.
+    base: the negative prompt or the source prompt; mix: from 0, `base` itself, to 1, the negative prompt, along the
+    sphere; null: in the text's place the trajectory's optimised embedding of the step.
     """
 
+    base: Literal["negative", "source"]
+    mix: float = 0.0
+    null: bool = False
+
+
+NEGATIVE, SOURCE, NULL = Uncond("negative"), Uncond("source"), Uncond("negative", null=True)
+
+
+class Correction(abc.ABC):
+    """A correction method, a frozen set of options without state.
+
+    name: its name in the papers; label: one line for people.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+
     @property
-    def name(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def uncond(self) -> Literal["negative", "source"]: ...
-    @property
-    def pinned(self) -> bool: ...
+    def pinned(self) -> bool:
+        """The source row is set from the trajectory after every step: its own prediction is not needed."""
+        return False
+
+    def uncond(self, branch: Branch, place: Place) -> Uncond:
+        """What unconditional rows of a branch read at a step. Where source rows read SOURCE guidance cancels on them,
+        whatever the cfg, and they need no unconditional row."""
+        return NEGATIVE
 
     def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
-        """The source row after the step that ends at level `index`; x is what DDIM made of it."""
-        ...
+        """The source rows after the step that ends at level `index`; x is what DDIM made of them."""
+        return x
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Raise PivotError where the trajectory lacks what the method needs."""
+        return None

@@ -28,3 +28,9 @@ def check_finite(x: torch.Tensor, what: str, where: str) -> torch.Tensor:
             where,
         )
     return x
+
+
+def check_fraction(value: float, name: str, where: str) -> None:
+    """Raise PivotError unless 0 <= value <= 1."""
+    if not 0.0 <= value <= 1.0:
+        raise PivotError(f"{name} between 0 and 1", f"{value:g}", "0.5 is the middle.", where)

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from .correction import Correction
 from .errors import PivotError, check_finite
 
 
@@ -16,7 +17,10 @@ class Trajectory:
     sigmas: ascending levels [N + 1], float64, index 0 the clean end.
     latents: variance-preserving, scaled as the model sees them, [N + 1, B, C, H, W], fp32 on the CPU;
         `latents[0]` is the encoder's output unchanged.
-    method: the inversion's name; model, conditioning: fingerprints of what it was made with.
+    method: the inversion's name; model, conditioning: fingerprints of what it was made with; prompt: the source
+        prompt where it is known; guidance: the cfg it was made at.
+    nulls: optimised embeddings [N, B, T, D], the noisiest step first, fp32 on the CPU, or None.
+    correction: how it is to be replayed, where that was said.
     """
 
     sigmas: torch.Tensor
@@ -24,6 +28,10 @@ class Trajectory:
     method: str
     model: str
     conditioning: str
+    prompt: str = ""
+    guidance: float = 1.0
+    nulls: torch.Tensor | None = None
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 5 or len(self.latents) != len(self.sigmas):
@@ -33,6 +41,12 @@ class Trajectory:
                 "Pass one latent for every level.",
             )
         check_finite(self.latents, "the latents of a trajectory", self.method)
+        if self.nulls is not None and (self.nulls.ndim != 4 or self.nulls.shape[:2] != (self.steps, self.batch)):
+            raise PivotError(
+                f"embeddings [{self.steps}, {self.batch}, T, D]",
+                str(list(self.nulls.shape)),
+                "Pass one for every step and picture.",
+            )
 
     @property
     def steps(self) -> int:

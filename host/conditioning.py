@@ -1,4 +1,5 @@
-"""Several prompts as rows of one CONDITIONING: one source and any number of targets in one UNet call."""
+"""Several prompts as rows of one CONDITIONING, one source and any number of targets in one UNet call, and texts between
+two prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import Any
 import torch
 
 from ..core.errors import PivotError
+from ..core.schedule import slerp
 from ..core.words import PromptPair
-from .prompts import Conditioning, encode, read_pair
+from .prompts import PROMPT, Conditioning, encode, read_pair
 from .runs import MARK
 
 _CONTROL = ("strength", "timestep_percent_range", "global_average_pooling", "control_model", "t2i_model")
@@ -72,6 +74,8 @@ def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str,
     merged: dict[str, Any] = {}
     for key in {**old[1], **new[1]}:
         a, b = old[1].get(key), new[1].get(key)
+        if key == PROMPT:
+            continue
         if key == "pooled_output" and a is not None and b is not None:
             merged[key] = torch.cat([a, b.to(a)])
         elif _same(a, b):
@@ -83,7 +87,40 @@ def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str,
                 "Apply the same Conditioning nodes with the same settings to both.",
                 where,
             )
-    return torch.cat(_equal_lengths(old[0], new[0])), merged
+    return torch.cat(equal_lengths(old[0], new[0])), merged
+
+
+def between(source: Conditioning, negative: Conditioning, mix: float, where: str) -> Conditioning:
+    """A conditioning on the sphere from the source prompt (mix 0) to the negative one (1), pooled vectors included.
+
+    Raises PivotError when the two are not built alike.
+    """
+    joined = join_rows(source, negative, where)
+    return [(_between(text, mix), _between_pooled(options, mix)) for text, options in joined]
+
+
+def _between(rows: torch.Tensor, mix: float) -> torch.Tensor:
+    half = len(rows) // 2
+    return slerp(mix, rows[:half], rows[half:])
+
+
+def _between_pooled(options: dict[str, Any], mix: float) -> dict[str, Any]:
+    pooled = options.get("pooled_output")
+    return options if pooled is None else {**options, "pooled_output": _between(pooled, mix)}
+
+
+def with_text(conds: list[dict[str, Any]], text: torch.Tensor) -> list[dict[str, Any]]:
+    """Processed conds, as the host's samplers hold them, that read another text [rows, T, D]."""
+    import comfy.conds
+
+    read = comfy.conds.CONDCrossAttn(text)
+    return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": read}} for cond in conds]
+
+
+def text_of(conds: list[dict[str, Any]]) -> torch.Tensor:
+    """The text [rows, T, D] of processed conds, of their first entry."""
+    text: torch.Tensor = conds[0]["model_conds"]["c_crossattn"].cond
+    return text
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -114,6 +151,7 @@ def _repeat_pooled(options: dict[str, Any], batch: int) -> dict[str, Any]:
     return options if pooled is None else {**options, "pooled_output": _repeat(pooled, batch)}
 
 
-def _equal_lengths(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+def equal_lengths(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+    """Both texts [rows, T, D] at their lengths' common multiple, by repetition."""
     common = int(torch.lcm(torch.tensor(a.shape[1]), torch.tensor(b.shape[1])))
     return [one.repeat(1, common // one.shape[1], 1) for one in (a, b)]

@@ -7,8 +7,9 @@ from typing import Any
 import comfy.samplers
 import torch
 
+from ..core.guidance import Guidance
 from ..core.trajectory import Trajectory
-from ..inversion import correction_named
+from ..inversion import correction_for
 from ..inversion.ddim import Uncorrected
 from .guider import EditGuider
 from .masks import blend_mask
@@ -24,9 +25,11 @@ def edit_guider(
     negative: Conditioning,
     cfg: float,
     correction: str,
+    guidance: Guidance | None = None,
 ) -> EditGuider:
-    """The GUIDER of an edit under a correction method's name."""
-    return EditGuider(model, trajectory, source, target, negative, cfg, correction_named(correction))
+    """The GUIDER of an edit under a correction method's name, and a guidance rule (default: plain)."""
+    chosen = correction_for(trajectory, correction)
+    return EditGuider(model, trajectory, source, target, negative, cfg, chosen, guidance)
 
 
 def edit(
@@ -37,20 +40,26 @@ def edit(
     negative: Conditioning,
     cfg: float,
     correction: str,
+    guidance: Guidance | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str, torch.Tensor]:
     """Edited LATENT, reconstructed LATENT, a report of what was run, and the mask of a local blend."""
-    guider = edit_guider(model, trajectory, source, target, negative, cfg, correction)
+    guider = edit_guider(model, trajectory, source, target, negative, cfg, correction, guidance)
     result = run_edit(guider, trajectory, guider.correction)
-    report = f"{trajectory.steps} steps, cfg {cfg:g}, {correction}, {result.rows_per_step:.2f} UNet rows a step"
+    rule = f", {guidance.title}" if guidance else ""
+    made = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
+    report = f"{made}, {result.rows_per_step:.2f} UNet rows a step"
     mask = blend_mask(model, result.edited)
     return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask
 
 
-def replay(model: Any, trajectory: Trajectory, source: Conditioning) -> torch.Tensor:
-    """The picture again at guidance 1, without edit or correction: samples [B, C, H, W] on the host's scale."""
+def replay(
+    model: Any, trajectory: Trajectory, source: Conditioning, negative: Conditioning | None = None
+) -> torch.Tensor:
+    """The picture again at the inversion's own guidance, without edit or correction: samples [B, C, H, W] on the host's
+    scale."""
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(source, source)
-    guider.set_cfg(1.0)
+    guider.set_conds(source, source if negative is None else negative)
+    guider.set_cfg(trajectory.guidance)
     latent = model.model.process_latent_out(trajectory.latents[0])
     sampler = ReplaySampler(trajectory, Uncorrected())
     callback = preview(model, trajectory.steps)

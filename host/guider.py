@@ -8,23 +8,27 @@ import comfy.samplers
 import torch
 
 from ..core.attention import Branch, Place, Reads, Row
-from ..core.correction import Correction
+from ..core.correction import SOURCE, Correction
 from ..core.errors import PivotError
+from ..core.guidance import Guidance, Guided
+from ..core.schedule import to_exploding, to_preserving
 from ..core.trajectory import Trajectory
+from ..guidance import ClassifierFree
 from .conditioning import one_per_row, rows_in, stack_rows
 from .models import check_unet, conditioning_fingerprint, fingerprint
 from .patching import with_rows
 from .prompts import Conditioning
 from .runs import controllers_of, place_of, sampler_name
-
-WHERE = "Edit Guider"
+from .unconds import WHERE, Unconds
 
 
 class EditGuider(comfy.samplers.CFGGuider):
     """Denoises [source rows; rows of target 0; rows of target 1; ...], as many of each as there are pictures.
 
-    Only the rows that somebody reads are run. For one target, a picture and a step:
-    * plain DDIM: source and target, conditional and unconditional (4 rows);
+    The correction says what unconditional rows read and where source rows are after a step, the guidance rule what
+    becomes of the difference between the predictions. Only the rows that somebody reads are run. For one target, a
+    picture and a step:
+    * plain DDIM, null-text: source and target, conditional and unconditional (4 rows);
     * negative-prompt: guidance cancels on the source row, so it needs no unconditional row (3);
     * direct: the source row is known, and run only while a controller reads it (3, then 2).
     A controller that reads the unconditioned source too (MasaCtrl) has it run while its window is open (4).
@@ -41,6 +45,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         negative: Conditioning,
         cfg: float,
         correction: Correction,
+        guidance: Guidance | None = None,
     ) -> None:
         check_unet(model, WHERE)
         check_same_model(model, trajectory)
@@ -48,13 +53,17 @@ class EditGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.trajectory = trajectory
         self.correction = correction
+        self.guidance = guidance or ClassifierFree()
         self.economy = True
         self.targets = rows_in(target)
         self.rows_run = 0
-        uncond = source if correction.uncond == "source" else negative
+        self._guided: tuple[torch.Tensor, Guided] | None = None
+        self._lands = True
         batch = trajectory.batch
         every = stack_rows(source, target, batch)
-        self.inner_set_conds({"positive": every, "target": one_per_row(target, batch), "negative": uncond})
+        self.unconds = Unconds(trajectory, correction, source, negative, self.targets)
+        texts = {"positive": every, "target": one_per_row(target, batch), "negative": negative}
+        self.inner_set_conds({**texts, **self.unconds.made})
         self.set_cfg(cfg)
 
     def batch_rows(self) -> tuple[Row, ...]:
@@ -93,7 +102,19 @@ class EditGuider(comfy.samplers.CFGGuider):
             )
         self.trajectory.check_matches(latent_image[: self.trajectory.batch], WHERE)
         self.rows_run = 0
-        return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
+        self._lands = not getattr(sampler, "lands", False)
+        try:
+            return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
+        finally:
+            self._guided = None
+
+    def land(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """The rows after the step that ends at level `index`, variance-preserving; x is what DDIM made of them."""
+        batch = self.trajectory.batch
+        x = torch.cat([self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]])
+        if self._guided is None:
+            return x
+        return self.guidance.after_step(x, *self._guided, self.trajectory, index)
 
     def predict_noise(
         self,
@@ -108,25 +129,36 @@ class EditGuider(comfy.samplers.CFGGuider):
         levels = options.get("transformer_options", {}).get("sample_sigmas", self.trajectory.descending)
         place = place_of(float(timestep[0]), levels)
         cond, uncond = self._predictions(x, timestep, options, place)
+        guided = self.guidance.guide((uncond - cond) / place.sigma, batch, place)
+        cond = _thresholded(cond, uncond, guided.delta, place.sigma)
         targets = slice(batch, self._size)
-        predicted = [cond[targets], uncond[targets]]
-        target = self._guided(predicted, x[targets], timestep[targets], with_rows(options, self._announce(targets)))
-        return torch.cat([self._source(x, cond, uncond, place.step, levels), target])
+        target = self._with_cfg(cond, uncond, x, timestep, options, place, targets)
+        denoised = torch.cat([self._source(cond[:batch], uncond[:batch]), target])
+        self._guided = (denoised, guided)
+        return self._landing(x, denoised, place.step, levels) if self._lands else denoised
 
-    def _guided(
-        self, predicted: list[torch.Tensor], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any]
+    def _with_cfg(
+        self,
+        cond: torch.Tensor,
+        uncond: torch.Tensor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        options: dict[str, Any],
+        place: Place,
+        rows: slice,
     ) -> torch.Tensor:
         """Guidance of the targets as the host does it, other packs' functions before, in and after it included."""
-        conds = [self.conds["target"], self.conds["negative"]]
+        conds = [self.conds["target"], self.unconds.at(self.conds, place, rows)]
+        predicted, at, options = [cond[rows], uncond[rows]], timestep[rows], with_rows(options, self._announce(rows))
         for function in options.get("sampler_pre_cfg_function", ()):
             predicted = function(
                 {
                     "conds": conds,
                     "conds_out": predicted,
                     "cond_scale": self.cfg,
-                    "timestep": timestep,
-                    "input": x,
-                    "sigma": timestep,
+                    "timestep": at,
+                    "input": x[rows],
+                    "sigma": at,
                     "model": self.inner_model,
                     "model_options": options,
                 }
@@ -135,8 +167,8 @@ class EditGuider(comfy.samplers.CFGGuider):
             self.inner_model,
             *predicted,
             self.cfg,
-            x,
-            timestep,
+            x[rows],
+            at,
             model_options=options,
             cond=conds[0],
             uncond=conds[1],
@@ -146,23 +178,35 @@ class EditGuider(comfy.samplers.CFGGuider):
         self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as x."""
-        guided = abs(self.cfg - 1.0) > 1e-6 or bool(options.get("disable_cfg1_optimization"))
+        scales = (self.cfg, self._source_cfg)
+        guided = any(abs(w - 1.0) > 1e-6 for w in scales) or bool(options.get("disable_cfg1_optimization"))
         source_cond, source_uncond = self._source_read(options, place)
         first = {True: 0, False: self.trajectory.batch}
         with_cond, with_uncond = (slice(first[read], self._size) for read in (source_cond, source_uncond))
-        name = "positive" if source_cond else "target"
+        texts = self.conds["positive" if source_cond else "target"]
         cond = x.clone()
         if guided and with_cond == with_uncond:
+            negative = self.unconds.at(self.conds, place, with_uncond)
             uncond = x.clone()
-            cond[with_cond], uncond[with_cond] = self._run(x, timestep, options, (name, "negative"), with_cond)
+            cond[with_cond], uncond[with_cond] = self._run(x, timestep, options, [texts, negative], with_cond)
         else:
-            cond[with_cond] = self._run(x, timestep, options, (name, None), with_cond)[0]
+            cond[with_cond] = self._run(x, timestep, options, [texts, None], with_cond)[0]
             uncond = cond.clone()
             if guided:
-                uncond[with_uncond] = self._run(x, timestep, options, (None, "negative"), with_uncond)[1]
-        if self.correction.uncond == "source":
+                negative = self.unconds.at(self.conds, place, with_uncond)
+                uncond[with_uncond] = self._run(x, timestep, options, [None, negative], with_uncond)[1]
+        if self._cancels(place):
             uncond[: self.trajectory.batch] = cond[: self.trajectory.batch]
         return cond, uncond
+
+    @property
+    def _source_cfg(self) -> float:
+        own = self.guidance.source_cfg
+        return self.cfg if own is None else own
+
+    def _cancels(self, place: Place) -> bool:
+        """Whether guidance leaves source rows alone: their unconditional text is their own, or their cfg is 1."""
+        return self.unconds.pair(place)[0] == SOURCE or self._source_cfg == 1.0
 
     def _source_read(self, options: dict[str, Any], place: Place) -> tuple[bool, bool]:
         """Whether anybody reads the source's conditioned and unconditioned prediction or attention now."""
@@ -170,7 +214,7 @@ class EditGuider(comfy.samplers.CFGGuider):
             return True, True
         asked: set[Reads] = {controller.reads(place) for controller in controllers_of(options)}
         moves = not self.correction.pinned
-        uncond = "both" in asked or (moves and self.correction.uncond == "negative")
+        uncond = "both" in asked or (moves and not self._cancels(place))
         return moves or bool(asked & {"cond", "both"}), uncond
 
     def _run(
@@ -178,12 +222,11 @@ class EditGuider(comfy.samplers.CFGGuider):
         x: torch.Tensor,
         timestep: torch.Tensor,
         options: dict[str, Any],
-        names: tuple[Any, Any],
+        conds: list[Any],
         rows: slice,
     ) -> list[torch.Tensor]:
         """The host's own batch of conditional and unconditional texts over a slice of the rows."""
         announced = self._announce(rows)
-        conds = [None if name is None else self.conds[name] for name in names]
         self.rows_run += len(announced) * sum(cond is not None for cond in conds)
         return comfy.samplers.calc_cond_batch(
             self.inner_model, conds, x[rows], timestep[rows], with_rows(options, announced)
@@ -193,17 +236,23 @@ class EditGuider(comfy.samplers.CFGGuider):
         """What the rows of a slice are; a target's source is named only when it is in the same slice."""
         return tuple(_row(index, self.trajectory.batch, rows.start) for index in range(rows.start, rows.stop))
 
-    def _source(
-        self, x: torch.Tensor, cond: torch.Tensor, uncond: torch.Tensor, step: int, levels: torch.Tensor
-    ) -> torch.Tensor:
-        """The source's denoised; where it is pinned, the one from which Euler lands on the trajectory."""
-        batch = self.trajectory.batch
-        if not self.correction.pinned:
-            return uncond[:batch] + (cond[:batch] - uncond[:batch]) * self.cfg
+    def _source(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        return uncond + (cond - uncond) * self._source_cfg
+
+    def _landing(self, x: torch.Tensor, denoised: torch.Tensor, step: int, levels: torch.Tensor) -> torch.Tensor:
+        """The denoised from which Euler's own step lands where `land` would set the rows."""
         sigma, sigma_next = float(levels[step]), float(levels[step + 1])
-        end = self.trajectory.latents[self.trajectory.index_of(sigma_next)].to(x)
-        end = end * (1.0 + sigma_next**2) ** 0.5
-        return x[:batch] - sigma * (end - x[:batch]) / (sigma_next - sigma)
+        plain = to_preserving(x + (sigma_next - sigma) * (x - denoised) / sigma, sigma_next)
+        landed = self.land(plain, self.trajectory.index_of(sigma_next))
+        wanted = x - sigma * (to_exploding(landed, sigma_next) - x) / (sigma_next - sigma)
+        return torch.where(landed == plain, denoised, wanted)
+
+
+def _thresholded(cond: torch.Tensor, uncond: torch.Tensor, delta: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The conditional denoised whose difference to the unconditional one is `delta`, in eps; bit for bit where the rule
+    kept all of the difference, or nothing."""
+    whole = delta == (uncond - cond) / sigma
+    return torch.where(whole, cond, torch.where(delta == 0.0, uncond, uncond - sigma * delta))
 
 
 def _row(index: int, batch: int, first: int) -> Row:

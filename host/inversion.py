@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ..core.inverter import Inverter
 from ..core.trajectory import Trajectory
-from ..inversion import correction_named
+from ..inversion import correction_for, correction_named
 from .editing import replay
 from .prompts import Conditioning
 from .sampling import ReplaySampler, clean_rows, latent_psnr, run_inversion
@@ -20,17 +21,35 @@ def invert_latent(
     source: Conditioning,
     steps: int,
     end: str,
-    evaluation: str,
+    inverter: Inverter,
     check: bool,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
 ) -> tuple[Trajectory, float, str]:
-    """The trajectory of a LATENT, its reconstruction PSNR in latent space (dB, guidance 1; 0 unchecked), a report."""
-    trajectory = run_inversion(model, latent, source, steps, end, evaluation)
+    """The trajectory of a LATENT, its reconstruction PSNR in latent space (dB, at the inversion's cfg; 0 unchecked), a
+    report."""
+    trajectory, residuals = run_inversion(model, latent, source, steps, end, inverter, negative, cfg)
     shape = "x".join(map(str, trajectory.latents.shape[1:]))
+    report = f"{steps} steps, {inverter.name}, latent {shape}{_residual(residuals)}"
     if not check:
-        return trajectory, 0.0, f"{steps} steps, latent {shape}, reconstruction not checked"
-    back = replay(model, trajectory, source)
+        return trajectory, 0.0, f"{report}, reconstruction not checked"
+    back = replay(model, trajectory, source, negative)
     psnr = latent_psnr(model.model.process_latent_in(back), trajectory.latents[0])
-    return trajectory, psnr, f"{steps} steps, latent {shape}, comes back at {psnr:.1f} dB in latent space"
+    return trajectory, psnr, f"{report}, comes back at {psnr:.1f} dB in latent space"
+
+
+def _residual(residuals: list[torch.Tensor]) -> str:
+    if not residuals:
+        return ""
+    worst = torch.stack(residuals).amax(1)
+    return f", residual {float(worst.mean()):.1e} (largest {float(worst.max()):.1e}, step {int(worst.argmax()) + 1})"
+
+
+def with_correction(trajectory: Trajectory, name: str, **options: Any) -> Trajectory:
+    """The inversion with a correction of its own, which edit nodes set to `auto` follow."""
+    correction = correction_named(name, **options)
+    correction.check(trajectory)
+    return dataclasses.replace(trajectory, correction=correction)
 
 
 class TrajectoryNoise:
@@ -65,7 +84,7 @@ class InversionParts:
     def of(cls, model: Any, trajectory: Trajectory, correction: str, targets: int = 1) -> InversionParts:
         """The parts under a correction method's name, for a number of target prompts."""
         return cls(
-            ReplaySampler(trajectory, correction_named(correction)),
+            ReplaySampler(trajectory, correction_for(trajectory, correction)),
             trajectory.descending,
             TrajectoryNoise(model, trajectory),
             {"samples": clean_rows(model, trajectory, targets)},

@@ -10,6 +10,9 @@ import torch
 from ..core.errors import PivotError
 
 _SAMPLED = 64
+_ILL_POSED = 1000.0
+_SIZES = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
+"""What SDXL is told of sizes, as the stock nodes name it in a conditioning's options."""
 
 
 def check_unet(model: Any, where: str) -> None:
@@ -30,6 +33,21 @@ def check_unet(model: Any, where: str) -> None:
         raise PivotError("a UNet with attention", name, "Load a text-to-image checkpoint.", where)
     if not hasattr(model.get_model_object("model_sampling"), "sigmas"):
         raise PivotError("a model with a table of noise levels", name, "Load an SD1.x, SD2.x or SDXL model.", where)
+
+
+def check_levels(sigmas: torch.Tensor, where: str) -> torch.Tensor:
+    """Return ascending sigmas; raise PivotError when the last level holds nothing of the picture any more.
+
+    The last trained level of a zero-terminal-SNR model does: no inversion can lead to it and back.
+    """
+    if float(sigmas[-1]) > _ILL_POSED:
+        raise PivotError(
+            f"noise levels that keep something of the picture (sigma below {_ILL_POSED:g})",
+            f"{float(sigmas[-1]):.4g}, the zero-SNR end of this model",
+            "Use fewer steps, 20 to 100: their last level lies before the end.",
+            where,
+        )
+    return sigmas
 
 
 def trained_sigmas(model: Any) -> torch.Tensor:
@@ -58,10 +76,13 @@ def fingerprint(model: Any) -> str:
 
 
 def conditioning_fingerprint(conditioning: Any) -> str:
-    """A short hash of a CONDITIONING's text embeddings."""
+    """A short hash of a CONDITIONING's text embeddings, pooled vectors and size conditioning."""
     digest = hashlib.sha256()
-    for entry in conditioning:
-        digest.update(entry[0].detach().float().cpu().contiguous().numpy().tobytes())
+    for text, options in conditioning:
+        for tensor in (text, options.get("pooled_output")):
+            if tensor is not None:
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(str([options[name] for name in _SIZES if name in options]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -11,12 +11,19 @@ from ..core.errors import PivotError
 from ..core.words import Prompt, PromptPair, Word, bare
 
 Conditioning = list[tuple[torch.Tensor, dict[str, Any]]]
+PROMPT = "pivot_prompt"
+"""In a conditioning's options: the text it was encoded from."""
 
 
 def encode(clip: Any, text: str) -> Conditioning:
-    """CONDITIONING of a prompt, as the stock CLIP Text Encode node gives it."""
+    """CONDITIONING of a prompt, as the stock CLIP Text Encode node gives it, which remembers the prompt."""
     check_clip(clip)
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
+
+
+def prompt_of(conditioning: Conditioning) -> str:
+    """The prompt a conditioning was encoded from by `encode`; empty where other nodes made it."""
+    return str(conditioning[0][1].get(PROMPT, "")) if conditioning else ""
 
 
 def check_clip(clip: Any) -> None:

@@ -13,11 +13,11 @@ import torch
 from ..core.attention import Place
 from ..core.correction import Correction
 from ..core.errors import PivotError, check_finite
+from ..core.inverter import Inverter, Step, invert
 from ..core.schedule import Denoise, ddim_step, level_table, predict_eps, to_exploding
 from ..core.trajectory import Trajectory
-from ..inversion.ddim import invert
-from .models import check_unet, conditioning_fingerprint, fingerprint, trained_sigmas
-from .prompts import Conditioning
+from .models import check_levels, check_unet, conditioning_fingerprint, fingerprint, trained_sigmas
+from .prompts import Conditioning, prompt_of
 from .runs import controllers_of, run_of
 
 
@@ -32,12 +32,14 @@ def _denoiser(guider: Any, extra_args: dict[str, Any]) -> Denoise:
 
 
 class InversionSampler(comfy.samplers.Sampler):
-    """Runs DDIM inversion and keeps every latent in `latents` [N + 1, B, C, H, W]; the result is the noise."""
+    """Runs an inversion and keeps every latent in `latents` [N + 1, B, C, H, W] and every residual in `residuals`; the
+    result is the noise."""
 
-    def __init__(self, sigmas: torch.Tensor, evaluation: str) -> None:
+    def __init__(self, sigmas: torch.Tensor, inverter: Inverter) -> None:
         self.sigmas = sigmas
-        self.evaluation = evaluation
+        self.inverter = inverter
         self.latents: torch.Tensor | None = None
+        self.residuals: list[torch.Tensor] = []
 
     def sample(
         self,
@@ -52,17 +54,25 @@ class InversionSampler(comfy.samplers.Sampler):
     ) -> torch.Tensor:
         steps = len(self.sigmas) - 1
 
-        def on_step(i: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+        def on_step(i: int, step: Step) -> None:
+            if step.residual is not None:
+                self.residuals.append(step.residual.float().cpu())
             if callback is not None:
-                callback(i, denoised, x, steps)
+                callback(i, step.denoised, step.x, steps)
 
-        latents = invert(_denoiser(model_wrap, extra_args), latent_image, self.sigmas, self.evaluation, on_step)
+        latents = invert(self.inverter, _denoiser(model_wrap, extra_args), latent_image, self.sigmas, on_step)
         self.latents = latents.float().cpu()
         return latents[-1]
 
 
 class ReplaySampler(comfy.samplers.Sampler):
-    """DDIM from the trajectory's noise to the picture on [source; targets] rows, under a correction method."""
+    """DDIM from the trajectory's noise to the picture on [source; targets] rows.
+
+    Where rows are after a step the Edit Guider says (`land`); under a plain guider the correction does.
+    """
+
+    lands = True
+    """Calls the guider's `land` after every step."""
 
     def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
         self.trajectory = trajectory
@@ -81,6 +91,7 @@ class ReplaySampler(comfy.samplers.Sampler):
     ) -> torch.Tensor:
         pivot, batch = self.trajectory, self.trajectory.batch
         _check_levels(sigmas, pivot)
+        land = getattr(model_wrap, "land", self._land)
         denoise = _denoiser(model_wrap, extra_args)
         run = run_of(extra_args["model_options"])
         if run is not None:
@@ -91,12 +102,16 @@ class ReplaySampler(comfy.samplers.Sampler):
             eps = predict_eps(denoise, x, sigma)
             denoised = to_exploding(x, sigma) - sigma * eps
             x = ddim_step(x, eps, sigma, sigma_next)
-            x[:batch] = self.correction.source_after(x[:batch], pivot, pivot.steps - i - 1)
+            x = land(x, pivot.steps - i - 1)
             x = x if run is None else run.after_step(x, Place(i, pivot.steps, sigma))
             check_finite(x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}")
             if callback is not None:
                 callback(i, denoised, x, pivot.steps)
         return x
+
+    def _land(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        batch = self.trajectory.batch
+        return torch.cat([self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]])
 
 
 def _check_levels(sigmas: torch.Tensor, trajectory: Trajectory) -> None:
@@ -134,11 +149,41 @@ def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor
 
 
 def run_inversion(
-    model: Any, latent: dict[str, Any], source: Conditioning, steps: int, end: str, evaluation: str
-) -> Trajectory:
-    """DDIM inversion of a LATENT under its source conditioning at guidance 1."""
+    model: Any,
+    latent: dict[str, Any],
+    source: Conditioning,
+    steps: int,
+    end: str,
+    inverter: Inverter,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
+) -> tuple[Trajectory, list[torch.Tensor]]:
+    """Inversion of a LATENT under its source conditioning, and every step's residual where the method has one."""
     where = "DDIM Inversion"
     check_unet(model, where)
+    _check_plain(model, negative, cfg, where)
+    samples = check_latent(latent, model, where)
+    sigmas = check_levels(level_table(trained_sigmas(model), steps, end), where)
+    sampler = InversionSampler(sigmas, inverter)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(source, source if negative is None else negative)
+    guider.set_cfg(cfg)
+    guider.sample(torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0)
+    if sampler.latents is None:
+        raise PivotError("an inversion that ran", "none", "Remove patches that replace the sampling function.", where)
+    made = Trajectory(
+        sigmas,
+        sampler.latents,
+        inverter.name,
+        fingerprint(model),
+        conditioning_fingerprint(source),
+        prompt_of(source),
+        cfg,
+    )
+    return made, sampler.residuals
+
+
+def _check_plain(model: Any, negative: Conditioning | None, cfg: float, where: str) -> None:
     if any(controller.needs_source for controller in controllers_of(model.model_options)):
         raise PivotError(
             "a model without attention control",
@@ -146,16 +191,13 @@ def run_inversion(
             "Connect the model from before the control nodes; they are for the Edit Sampler.",
             where,
         )
-    samples = check_latent(latent, model, where)
-    sigmas = level_table(trained_sigmas(model), steps, end)
-    sampler = InversionSampler(sigmas, evaluation)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(source, source)
-    guider.set_cfg(1.0)
-    guider.sample(torch.zeros_like(samples), samples, sampler, sigmas.float(), callback=preview(model, steps), seed=0)
-    if sampler.latents is None:
-        raise PivotError("an inversion that ran", "none", "Remove patches that replace the sampling function.", where)
-    return Trajectory(sigmas, sampler.latents, "ddim", fingerprint(model), conditioning_fingerprint(source))
+    if cfg != 1.0 and negative is None:
+        raise PivotError(
+            "a negative prompt, for an inversion at a cfg of its own",
+            "none",
+            "Connect negative, usually the empty prompt, or set cfg to 1.",
+            where,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from ..core.correction import Correction
 from ..core.errors import PivotError
-from .ddim import Uncorrected
+from ..core.inverter import Inverter
+from ..core.trajectory import Trajectory
+from .ddim import Ddim, Uncorrected
 from .direct import Direct
+from .fixed_point import FixedPoint
 from .negative_prompt import NegativePrompt
+from .null_text import NullText
 
-CORRECTIONS: dict[str, Correction] = {c.name: c for c in (Direct(), NegativePrompt(), Uncorrected())}
+INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, FixedPoint)}
+CORRECTIONS: dict[str, type[Correction]] = {kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)}
+AUTO = "auto"
 
 
-def correction_named(name: str) -> Correction:
+def inverter_named(name: str, **options: Any) -> Inverter:
+    """The inversion method of a name, with those of the options that it has; PivotError lists the names there are."""
+    if name not in INVERTERS:
+        raise PivotError(f"method to be one of {tuple(INVERTERS)}", repr(name), "Choose one of them.")
+    kind = INVERTERS[name]
+    return kind(**{field.name: options[field.name] for field in dataclasses.fields(kind) if field.name in options})  # type: ignore[arg-type]
+
+
+def correction_named(name: str, **options: Any) -> Correction:
     """The correction method of a name; PivotError lists the names there are."""
     if name not in CORRECTIONS:
         raise PivotError(f"correction to be one of {tuple(CORRECTIONS)}", repr(name), "Choose one of them.")
-    return CORRECTIONS[name]
+    return CORRECTIONS[name](**options)
+
+
+def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
+    """The correction of a name, with the options that the inversion carries for it.
+
+    `auto`: the one that the inversion carries; else, for an inversion made at a cfg of its own, none; else direct.
+    """
+    own = trajectory.correction
+    if name == AUTO:
+        name = own.name if own else "direct" if trajectory.guidance == 1.0 else "none"
+    chosen = own if own and own.name == name else correction_named(name)
+    chosen.check(trajectory)
+    return chosen

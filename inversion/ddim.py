@@ -3,54 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar
 
 import torch
 
-from ..core.errors import PivotError, check_finite
+from ..core.correction import Correction
+from ..core.errors import PivotError
+from ..core.inverter import Inverter, Step
 from ..core.schedule import Denoise, ddim_step, predict_eps
-from ..core.trajectory import Trajectory
 
 EVALUATIONS = ("reference", "naive")
 
 
-def invert(
-    denoise: Denoise,
-    x0: torch.Tensor,
-    sigmas: torch.Tensor,
-    evaluation: str = "reference",
-    on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """All latents from clean to noise, [N + 1, *x0.shape]; the first is `x0` itself.
+@dataclasses.dataclass(frozen=True)
+class Ddim(Inverter):
+    """One prediction a step, made at the lower latent.
 
-    sigmas: ascending levels [N + 1]. evaluation: the network sees the lower latent at the time of the upper
-    level (`reference`, as every public implementation does) or of its own level (`naive`, the formula as
-    printed). on_step(i, x, denoised) after each step. Raises PivotError naming the step when NaN appears.
+    evaluation: the network sees the lower latent at the time of the upper level (`reference`, as every public
+    implementation does) or of its own level (`naive`, the formula as printed).
     """
-    if evaluation not in EVALUATIONS:
-        raise PivotError(f"evaluation to be one of {EVALUATIONS}", repr(evaluation), "Choose one of them.")
-    levels = [float(sigma) for sigma in sigmas]
-    latents = [x0]
-    for i, (lower, upper) in enumerate(zip(levels, levels[1:], strict=False)):
-        x = latents[-1]
-        at = upper if evaluation == "reference" or lower == 0.0 else lower
+
+    name: ClassVar[str] = "ddim"
+    label: ClassVar[str] = "one evaluation a step"
+
+    evaluation: str = "reference"
+
+    def __post_init__(self) -> None:
+        if self.evaluation not in EVALUATIONS:
+            raise PivotError(f"evaluation to be one of {EVALUATIONS}", repr(self.evaluation), "Choose one of them.")
+
+    def step(self, denoise: Denoise, x: torch.Tensor, lower: float, upper: float) -> Step:
+        at = upper if self.evaluation == "reference" or lower == 0.0 else lower
         eps = predict_eps(denoise, x, at)
-        stepped = ddim_step(x, eps, lower, upper)
-        latents.append(check_finite(stepped, "the inverted latent", f"DDIM inversion, step {i + 1}"))
-        if on_step is not None:
-            on_step(i, stepped, x * (1.0 + at * at) ** 0.5 - at * eps)
-    return torch.stack(latents)
+        return Step(ddim_step(x, eps, lower, upper), x * (1.0 + at * at) ** 0.5 - at * eps)
 
 
 @dataclasses.dataclass(frozen=True)
-class Uncorrected:
-    """Plain DDIM: the source row is guided like the target and drifts when cfg is not 1."""
+class Uncorrected(Correction):
+    """Plain DDIM: the source row is guided like the target and drifts when cfg is not the inversion's."""
 
-    name: str = "none"
-    label: str = "plain DDIM, drifts at cfg > 1"
-    uncond: Literal["negative", "source"] = "negative"
-    pinned: bool = False
-
-    def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
-        return x
+    name: ClassVar[str] = "none"
+    label: ClassVar[str] = "plain DDIM, drifts at another cfg than the inversion's"

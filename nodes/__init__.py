@@ -6,7 +6,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import PivotLocalBlend, PivotMasaCtrl, PivotPromptToPrompt
 from .compare import PivotCompare
-from .inversion import PivotDDIMInversion, PivotInversionParts
+from .guidance import PivotProximalGuidance, PivotProximalGuider
+from .inversion import (
+    PivotDDIMInversion,
+    PivotDirectInversion,
+    PivotInversionParts,
+    PivotNegativePromptInversion,
+)
 from .loaders import PivotToyModel
 from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
 from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
@@ -19,12 +25,16 @@ NODES: list[type[io.ComfyNode]] = [
     PivotAddTarget,
     PivotRowsForKSampler,
     PivotDDIMInversion,
+    PivotNegativePromptInversion,
+    PivotDirectInversion,
     PivotInversionParts,
     PivotPromptToPrompt,
     PivotLocalBlend,
     PivotMasaCtrl,
     PivotEditSampler,
     PivotEditGuider,
+    PivotProximalGuidance,
+    PivotProximalGuider,
     PivotRecordAttention,
     PivotAttentionMaps,
     PivotBlendMask,

@@ -5,10 +5,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.schedule import LEVELS
-from ..host.inversion import InversionParts, invert_latent
-from ..inversion import CORRECTIONS
+from ..host.inversion import InversionParts, invert_latent, with_correction
+from ..inversion import INVERTERS, inverter_named
 from ..inversion.ddim import EVALUATIONS
-from .sockets import CATEGORY, Inversion, inversion_input, model_input
+from .sockets import CATEGORY, Inversion, correction_input, inversion_input, model_input
 
 
 class PivotDDIMInversion(io.ComfyNode):
@@ -52,6 +52,38 @@ class PivotDDIMInversion(io.ComfyNode):
                     tooltip="Also run the way back and report how exactly the latent returns. Costs as much as the "
                     "inversion, once.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(INVERTERS),
+                    default="ddim",
+                    optional=True,
+                    tooltip="; ".join(f"{kind.name}: {kind.label}" for kind in INVERTERS.values())
+                    + ". fixed_point costs as many evaluations a step as it iterates.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=5,
+                    min=0,
+                    max=50,
+                    optional=True,
+                    tooltip="Of fixed_point, at most: it stops where the step no longer changes, or changes more. "
+                    "Higher is more exact; 3 to 10.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Guidance of the inversion. 1 as in the papers; with fixed_point the picture also comes "
+                    "back at a higher one, if the edit uses the same and correction none.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="For a cfg other than 1: what unconditional rows read, as for the edit.",
+                ),
             ],
             outputs=[
                 Inversion.Output(display_name="inversion"),
@@ -70,9 +102,104 @@ class PivotDDIMInversion(io.ComfyNode):
         levels: str,
         evaluation: str,
         check_reconstruction: bool,
+        method: str = "ddim",
+        iterations: int = 5,
+        cfg: float = 1.0,
+        negative: Any = None,
     ) -> io.NodeOutput:
-        trajectory, psnr, report = invert_latent(model, latent, source, steps, levels, evaluation, check_reconstruction)
+        inverter = inverter_named(method, evaluation=evaluation, iterations=iterations)
+        trajectory, psnr, report = invert_latent(
+            model, latent, source, steps, levels, inverter, check_reconstruction, negative, cfg
+        )
         return io.NodeOutput(trajectory, psnr, report, ui=ui.PreviewText(report))
+
+
+class PivotNegativePromptInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotNegativePromptInversion",
+            display_name="Negative-Prompt Inversion",
+            category=CATEGORY,
+            description="Marks an inversion to be replayed with the source prompt as the negative one: as exact as the "
+            "inversion at cfg 1, at no cost. Edit nodes set to auto follow it.",
+            search_aliases=["npi", "negative prompt inversion", "proxnpi"],
+            inputs=[
+                inversion_input(),
+                io.Float.Input(
+                    "interpolation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="From the source prompt (0) to the negative prompt (1), along the sphere. Higher edits "
+                    "more freely and comes back less exactly; 0 to 0.5, papers 0.",
+                ),
+                io.Boolean.Input(
+                    "keep_source",
+                    default=False,
+                    tooltip="The source row reads the source prompt whatever the interpolation: exact, while targets "
+                    "are free. ProxMasaCtrl has it on, with interpolation 1.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Before this fraction of the steps the negative prompt is read; papers 0.",
+                ),
+            ],
+            outputs=[Inversion.Output(display_name="inversion")],
+        )
+
+    @classmethod
+    def execute(cls, inversion: Any, interpolation: float, keep_source: bool, start: float) -> io.NodeOutput:
+        options = {"interpolation": interpolation, "keep_source": keep_source, "start": start}
+        return io.NodeOutput(with_correction(inversion, "negative_prompt", **options))
+
+
+class PivotDirectInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PivotDirectInversion",
+            display_name="Direct Inversion",
+            category=CATEGORY,
+            description="Marks an inversion to be replayed with its source row set from the trajectory, which is "
+            "exact at any cfg. Only needed for the reference's own form and its ablations: edit nodes set to auto are "
+            "direct.",
+            search_aliases=["pnp inversion", "direct inversion", "source branch correction"],
+            inputs=[
+                inversion_input(),
+                io.Boolean.Input(
+                    "legacy",
+                    default=False,
+                    tooltip="Adds the difference to the source row, as the reference does, instead of setting the row. "
+                    "The same to the last bit but one, and costs the source's rows.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the difference is added. 1 is exact; the paper's ablation tries 0.4 and 0.8.",
+                ),
+                io.Int.Input(
+                    "every",
+                    default=1,
+                    min=1,
+                    max=999,
+                    tooltip="Only at every k-th step. 1 is exact; the paper's ablation tries 2 to 49.",
+                ),
+            ],
+            outputs=[Inversion.Output(display_name="inversion")],
+        )
+
+    @classmethod
+    def execute(cls, inversion: Any, legacy: bool, scale: float, every: int) -> io.NodeOutput:
+        return io.NodeOutput(with_correction(inversion, "direct", legacy=legacy, scale=scale, every=every))
 
 
 class PivotInversionParts(io.ComfyNode):
@@ -88,12 +215,7 @@ class PivotInversionParts(io.ComfyNode):
             inputs=[
                 model_input("The model of the inversion, for the scale of its latents."),
                 inversion_input(),
-                io.Combo.Input(
-                    "correction",
-                    options=list(CORRECTIONS),
-                    default="direct",
-                    tooltip="As on the Edit Guider; set both alike.",
-                ),
+                correction_input(),
                 io.Int.Input(
                     "targets",
                     default=1,

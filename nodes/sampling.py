@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.editing import edit, edit_guider
-from .sockets import CATEGORY, edit_inputs
+from .sockets import CATEGORY, edit_inputs, guidance_input
 
 
 class PivotEditSampler(io.ComfyNode):
@@ -24,7 +24,7 @@ class PivotEditSampler(io.ComfyNode):
                 "negative prompt inversion",
                 "pnp inversion",
             ],
-            inputs=edit_inputs(),
+            inputs=[*edit_inputs(), guidance_input()],
             outputs=[
                 io.Latent.Output(display_name="edited"),
                 io.Latent.Output(display_name="reconstructed"),
@@ -38,9 +38,17 @@ class PivotEditSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, inversion: Any, source: Any, target: Any, negative: Any, cfg: float, correction: str
+        cls,
+        model: Any,
+        inversion: Any,
+        source: Any,
+        target: Any,
+        negative: Any,
+        cfg: float,
+        correction: str,
+        guidance: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(*edit(model, inversion, source, target, negative, cfg, correction))
+        return io.NodeOutput(*edit(model, inversion, source, target, negative, cfg, correction, guidance))
 
 
 class PivotEditGuider(io.ComfyNode):
@@ -52,12 +60,20 @@ class PivotEditGuider(io.ComfyNode):
             category=CATEGORY,
             description="The guider of the Edit Sampler on its own, for SamplerCustomAdvanced with Inversion Parts.",
             search_aliases=["edit guider", "inversion guider"],
-            inputs=edit_inputs(),
+            inputs=[*edit_inputs(), guidance_input()],
             outputs=[io.Guider.Output(display_name="guider")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, inversion: Any, source: Any, target: Any, negative: Any, cfg: float, correction: str
+        cls,
+        model: Any,
+        inversion: Any,
+        source: Any,
+        target: Any,
+        negative: Any,
+        cfg: float,
+        correction: str,
+        guidance: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(edit_guider(model, inversion, source, target, negative, cfg, correction))
+        return io.NodeOutput(edit_guider(model, inversion, source, target, negative, cfg, correction, guidance))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..inversion import CORRECTIONS
+from ..inversion import AUTO, CORRECTIONS
 
 CATEGORY = "Pivot Edit"
+Guidance = io.Custom("PIVOT_GUIDANCE")
 Inversion = io.Custom("PIVOT_INVERSION")
 Words = io.Custom("PIVOT_WORDS")
 
@@ -32,7 +33,8 @@ def edit_inputs() -> list[io.Input]:
         io.Conditioning.Input("target", tooltip="The prompt of the picture as it should become."),
         io.Conditioning.Input(
             "negative",
-            tooltip="What unconditional rows read, usually the empty prompt. Ignored by negative_prompt.",
+            tooltip="What unconditional rows read, usually the empty prompt. negative_prompt reads the source instead, "
+            "null_text its own embeddings.",
         ),
         io.Float.Input(
             "cfg",
@@ -43,12 +45,24 @@ def edit_inputs() -> list[io.Input]:
             tooltip="Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none. "
             "Typical 4 to 9 (papers 7.5).",
         ),
-        io.Combo.Input(
-            "correction",
-            options=list(CORRECTIONS),
-            default="direct",
-            tooltip="How the picture is kept on its trajectory. "
-            + "; ".join(f"{c.name}: {c.label}" for c in CORRECTIONS.values())
-            + ".",
-        ),
+        correction_input(),
     ]
+
+
+def correction_input() -> io.Input:
+    return io.Combo.Input(
+        "correction",
+        options=[AUTO, *CORRECTIONS],
+        default=AUTO,
+        tooltip="How the picture is kept on its trajectory. auto: as the inversion says that comes in, else direct; "
+        + "; ".join(f"{kind.name}: {kind.label}" for kind in CORRECTIONS.values())
+        + ".",
+    )
+
+
+def guidance_input() -> io.Input:
+    return Guidance.Input(
+        "guidance",
+        optional=True,
+        tooltip="A guidance rule from CFG / Proximal Guidance; plain guidance without it.",
+    )

@@ -100,7 +100,7 @@ def round_trips(model: Any, clip: Any, vae: Any, count: int) -> tuple[float, flo
         picture, source = renders(scenes), texts(clip, [scene.caption for scene in scenes])
         latent = vae.encode(picture)
         plain += psnr(vae.decode(latent), picture)
-        pivot = invert(model, {"samples": latent}, source, 50, "reference", "reference", False)[0]
+        pivot = invert(model, {"samples": latent}, source, 50, "reference", part("inversion").Ddim(), False)[0]
         inverted += psnr(vae.decode(replay(model, pivot, source)), picture)
     return float(np.mean(plain)), float(np.mean(inverted))
 

@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 
 from pivot_edit.attention import CONTROLLERS
-from pivot_edit.core.attention import Place
-from pivot_edit.inversion import CORRECTIONS
+from pivot_edit.core.attention import Controller, Place
+from pivot_edit.core.correction import Correction
+from pivot_edit.core.guidance import Guidance
+from pivot_edit.core.inverter import Inverter
+from pivot_edit.guidance import RULES
+from pivot_edit.inversion import CORRECTIONS, INVERTERS
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 METHOD_FOLDERS = ("attention", "inversion", "guidance")
 PURE = ("core", *METHOD_FOLDERS)
 PAPER = re.compile(r"arXiv \d{4}\.\d{5}|arXiv \d{4}\.\d{4}\b")
 
-METHODS: list[type] = [*CONTROLLERS, *(type(correction) for correction in CORRECTIONS.values())]
+CONTRACTS = (Controller, Correction, Inverter, Guidance)
+METHODS: list[type] = [*CONTROLLERS, *INVERTERS.values(), *CORRECTIONS.values(), *RULES]
 
 
 def modules(folder: str) -> list[ModuleType]:
@@ -32,26 +37,28 @@ def modules(folder: str) -> list[ModuleType]:
     return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
 
 
-def classes(module: ModuleType, method: str) -> list[type]:
-    """Public classes that a module defines and that have the method."""
+def classes(module: ModuleType) -> list[type]:
+    """Public classes that a module defines and that fill one of the contracts."""
     return [
         value
         for name, value in vars(module).items()
         if isinstance(value, type)
         and value.__module__ == module.__name__
         and not name.startswith("_")
-        and method in vars(value)
+        and issubclass(value, CONTRACTS)
     ]
 
 
 @pytest.mark.parametrize(
-    ("folder", "method", "registered"),
-    [("attention", "wants", set(CONTROLLERS)), ("inversion", "source_after", {*METHODS} - {*CONTROLLERS})],
+    ("folder", "registered"),
+    [
+        ("attention", set(CONTROLLERS)),
+        ("inversion", {*INVERTERS.values(), *CORRECTIONS.values()}),
+        ("guidance", set(RULES)),
+    ],
 )
-def test_every_file_has_a_method_and_every_method_is_registered(
-    folder: str, method: str, registered: set[type]
-) -> None:
-    found = {module.__name__: classes(module, method) for module in modules(folder)}
+def test_every_file_has_a_method_and_every_method_is_registered(folder: str, registered: set[type]) -> None:
+    found = {module.__name__: classes(module) for module in modules(folder)}
     assert found and all(found.values())
     assert {one for each in found.values() for one in each} == registered
 
@@ -79,19 +86,25 @@ def test_every_method_file_names_its_paper(folder: str) -> None:
 def test_names_are_unique() -> None:
     controllers = [controller.__name__ for controller in CONTROLLERS]
     assert len(set(controllers)) == len(controllers)
-    assert {name: correction.name for name, correction in CORRECTIONS.items()} == {n: n for n in CORRECTIONS}
+    for registry in (INVERTERS, CORRECTIONS):
+        assert {name: kind.name for name, kind in registry.items()} == {n: n for n in registry}
+        assert len({kind.label for kind in registry.values()}) == len(registry)
     files = [module.__name__.rsplit(".", 1)[1] for folder in METHOD_FOLDERS for module in modules(folder)]
     assert len(set(files)) == len(files)
-    assert len({correction.label for correction in CORRECTIONS.values()}) == len(CORRECTIONS)
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
-def test_a_correction_fills_its_contract(name: str) -> None:
-    correction = CORRECTIONS[name]
-    assert re.fullmatch(r"[a-z][a-z_]*", correction.name)
-    assert correction.label and "\n" not in correction.label
-    assert correction.uncond in ("negative", "source")
+@pytest.mark.parametrize("kind", [*INVERTERS.values(), *CORRECTIONS.values()])
+def test_a_method_has_a_name_and_a_label(kind: Any) -> None:
+    assert re.fullmatch(r"[a-z][a-z_]*", kind.name)
+    assert kind.label and "\n" not in kind.label
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS.values())
+def test_a_correction_fills_its_contract(kind: Any) -> None:
+    correction, place = kind(), Place(0, 50, 13.0)
+    assert correction.uncond("source", place).base in ("negative", "source")
     assert isinstance(correction.pinned, bool)
+    assert dataclasses.asdict(correction) == {field.name: field.default for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
@@ -123,8 +136,10 @@ def undescribed(source: str, promised: frozenset[str] = frozenset()) -> list[str
     return missing
 
 
-PROMISED = frozenset({"wants", "after_step", "source_after", "name", "label", "uncond", "pinned"})
-"""What the contracts Controller and Correction in core describe for all who fill them."""
+PROMISED = frozenset(
+    {"wants", "after_step", "source_after", "uncond", "pinned", "check", "step", "guide", "sets_latents", "source_cfg"}
+)
+"""What the contracts in core describe for all who fill them."""
 
 
 @pytest.mark.parametrize("folder", PURE)
@@ -140,7 +155,7 @@ def test_a_missing_description_is_found() -> None:
     assert undescribed("x = 1") == ["the file"]
 
 
-@pytest.mark.parametrize("name", ["wants", "source_after"])
+@pytest.mark.parametrize("name", sorted(PROMISED))
 def test_what_is_promised_is_described_by_a_contract(name: str) -> None:
     trees = [ast.parse(path.read_text()) for path in (ROOT / "core").glob("*.py")]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

@@ -12,6 +12,7 @@ import other_packs
 import unets
 from pivot_edit.core.errors import PivotError
 from pivot_edit.host.inversion import invert_latent
+from pivot_edit.inversion import Ddim
 from test_controls import NEGATIVE, SIZE, SOURCE, TARGET, blend, close, differ, ksampler, masa, p2p, recorded, run
 
 PATCHES: dict[str, Callable[[Any], Any]] = {
@@ -44,7 +45,7 @@ def pivots(model: Any, texts: list[Any]) -> Callable[[Any], Any]:
     """The inversion under a model's own weights: a LoRA changes them."""
 
     def of(patched: Any) -> Any:
-        return invert_latent(patched, unets.latent(*SIZE), texts[SOURCE], 3, "reference", "reference", False)[0]
+        return invert_latent(patched, unets.latent(*SIZE), texts[SOURCE], 3, "reference", Ddim(), False)[0]
 
     return of
 

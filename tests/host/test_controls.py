@@ -23,6 +23,7 @@ from pivot_edit.host.masks import blend_mask, check_blended
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.runs import RUN
 from pivot_edit.host.sampling import run_edit
+from pivot_edit.inversion import Ddim
 from test_editing import Passthrough, pair
 
 SIZE = (16, 24)
@@ -48,7 +49,7 @@ def texts(kind: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: list[Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(*SIZE), texts[SOURCE], 5, "reference", "reference", False)[0]
+        return invert_latent(model, unets.latent(*SIZE), texts[SOURCE], 5, "reference", Ddim(), False)[0]
 
 
 def p2p(model: Any, targets: int = 1, **options: Any) -> Any:
@@ -288,10 +289,8 @@ def test_words_for_too_few_targets_are_refused(model, trajectory, texts) -> None
 def test_two_pictures_and_two_targets(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
     both = join_rows(texts[TARGET], texts[OTHER], "")
-    pivot = invert_latent(model, batch, texts[SOURCE], 3, "reference", "reference", False)[0]
-    single = invert_latent(model, {"samples": batch["samples"][1:]}, texts[SOURCE], 3, "reference", "reference", False)[
-        0
-    ]
+    pivot = invert_latent(model, batch, texts[SOURCE], 3, "reference", Ddim(), False)[0]
+    single = invert_latent(model, {"samples": batch["samples"][1:]}, texts[SOURCE], 3, "reference", Ddim(), False)[0]
     edited = run(p2p(model, 2), pivot, texts, target=both)[0]
     alone = run(p2p(model, 2), single, texts, target=both)[0]
     assert len(edited) == 4 and len(alone) == 2
@@ -555,9 +554,9 @@ def test_rows_come_in_one_order_everywhere(model, trajectory, texts) -> None:
 
 def test_an_inversion_takes_no_controlled_model(model, texts) -> None:
     with pytest.raises(PivotError, match="from before the control nodes.* DDIM Inversion|DDIM Inversion.*before"):
-        invert_latent(p2p(model), unets.latent(*SIZE), texts[SOURCE], 2, "reference", "reference", False)
+        invert_latent(p2p(model), unets.latent(*SIZE), texts[SOURCE], 2, "reference", Ddim(), False)
     watched, recorder = recorded(model)
-    invert_latent(watched, unets.latent(*SIZE), texts[SOURCE], 2, "reference", "reference", False)
+    invert_latent(watched, unets.latent(*SIZE), texts[SOURCE], 2, "reference", Ddim(), False)
 
 
 def test_guidance_functions_of_other_packs_run_before_guidance(model, trajectory, texts) -> None:

@@ -17,6 +17,7 @@ from pivot_edit.host import sampling
 from pivot_edit.host.editing import edit, edit_guider
 from pivot_edit.host.inversion import InversionParts, invert_latent
 from pivot_edit.host.patching import add_controller
+from pivot_edit.inversion import Ddim
 
 KINDS = tuple(unets.SHAPES)
 
@@ -66,7 +67,7 @@ def texts(kind: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False)[0]
+        return invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False)[0]
 
 
 def run(model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0) -> Any:
@@ -147,7 +148,7 @@ def test_negative_prompt_guides_the_target_away_from_the_source_prompt(model, tr
 def test_negative_prompt_with_the_empty_text_as_source_is_plain_guidance(model, kind, texts) -> None:
     """Oracle 22: NPI with C_src replaced by C_0 is plain CFG on the target."""
     same = {**texts, "source": texts["negative"]}
-    pivot = invert_latent(model, unets.latent(), same["source"], 3, "reference", "reference", False)[0]
+    pivot = invert_latent(model, unets.latent(), same["source"], 3, "reference", Ddim(), False)[0]
     npi, plain = (run(model, pivot, same, name)[0] for name in ("negative_prompt", "none"))
     torch.testing.assert_close(npi, plain, rtol=1e-3, atol=1e-3)
 
@@ -236,7 +237,7 @@ def test_the_hosts_interrupt_stops_an_inversion(model, texts) -> None:
     management.interrupt_current_processing()
     try:
         with pytest.raises(management.InterruptProcessingException):
-            invert_latent(model, unets.latent(), texts["source"], 3, "reference", "reference", False)
+            invert_latent(model, unets.latent(), texts["source"], 3, "reference", Ddim(), False)
     finally:
         management.interrupt_current_processing(False)
 
@@ -248,7 +249,7 @@ def test_a_b_a_gives_a(model, trajectory, texts) -> None:
 
 
 def test_inversion_is_deterministic_and_keeps_the_encoders_latent(model, texts, trajectory) -> None:
-    again = invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", "reference", False)[0]
+    again = invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False)[0]
     assert torch.equal(again.latents, trajectory.latents)
     assert torch.equal(again.latents[0], model.model.process_latent_in(unets.latent(16, 24)["samples"]))
 
@@ -256,9 +257,7 @@ def test_inversion_is_deterministic_and_keeps_the_encoders_latent(model, texts, 
 def test_a_batch_is_the_same_as_single_pictures(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
     single = {"samples": batch["samples"][1:]}
-    both, one = (
-        invert_latent(model, x, texts["source"], 2, "reference", "reference", False)[0] for x in (batch, single)
-    )
+    both, one = (invert_latent(model, x, texts["source"], 2, "reference", Ddim(), False)[0] for x in (batch, single))
     torch.testing.assert_close(both.latents[:, 1:], one.latents, rtol=1e-4, atol=1e-4)
     edits = [run(p2p(model), pivot, texts, cfg=1.5)[0] for pivot in (both, one)]
     assert len(edits[0]) == 2

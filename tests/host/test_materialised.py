@@ -16,7 +16,7 @@ from pivot_edit.host.guider import EditGuider
 from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.sampling import run_edit
-from pivot_edit.inversion import correction_named
+from pivot_edit.inversion import Ddim, correction_named
 
 CFG = 5.0
 WORDS = PromptPair(prompt("a red cat on a mat"), prompt("a red tiger-3 on a mat"))
@@ -40,7 +40,7 @@ def texts(kind: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(16, 24), texts["source"], 5, "reference", "reference", False)[0]
+        return invert_latent(model, unets.latent(16, 24), texts["source"], 5, "reference", Ddim(), False)[0]
 
 
 def folded(

@@ -17,6 +17,7 @@ from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.layers import layers_of
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.sampling import run_edit
+from pivot_edit.inversion import Ddim
 from test_editing import pair
 
 SIDE = 40  # 1600, 400 and 100 tokens: sizes that no other tensor has
@@ -40,7 +41,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def allocated(model: Any, controller: Controller) -> MemoryHook:
     source, target, negative = (unets.conditioning(model.kind, seed) for seed in range(3))
-    pivot = invert_latent(model, unets.latent(SIDE, SIDE), source, 1, "reference", "reference", False)[0]
+    pivot = invert_latent(model, unets.latent(SIDE, SIDE), source, 1, "reference", Ddim(), False)[0]
     guider = edit_guider(add_controller(model, controller), pivot, source, target, negative, 5.0, "direct")
     with MemoryHook() as hook:
         run_edit(guider, pivot, guider.correction)

@@ -13,6 +13,7 @@ from pivot_edit.core.attention import Row
 from pivot_edit.host.editing import edit
 from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.patching import add_controller, with_rows
+from pivot_edit.inversion import Ddim
 from test_editing import pair
 
 SIZES = {
@@ -30,7 +31,7 @@ def one_step(kind: str, height: int, width: int, dtype: torch.dtype = torch.floa
     model = unets.build(kind, dtype=dtype)
     source, target, negative = (unets.conditioning(kind, seed) for seed in range(3))
     latent = unets.latent(height, width)
-    pivot = invert_latent(model, latent, source, 1, "reference", "reference", False)[0]
+    pivot = invert_latent(model, latent, source, 1, "reference", Ddim(), False)[0]
     edited, back, *_ = edit(p2p(model), pivot, source, target, negative, 5.0, "direct")
     assert edited["samples"].shape == latent["samples"].shape
     torch.testing.assert_close(back["samples"], latent["samples"], rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from pivot_edit.host.editing import edit
 from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.models import fingerprint
 from pivot_edit.host.prompts import encode, read_pair, read_prompt
+from pivot_edit.inversion import Ddim
 from pivot_edit.toy.loader import WEIGHTS, load
 from toy import evaluate
 from toy.reader import read
@@ -113,7 +114,7 @@ def test_long_and_weighted_prompts_edit(toy: Any, source: str, target: str) -> N
     words = (read_pair(clip, source, target),)
     texts = [encode(clip, text) for text in (source, target, "")]
     latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
-    pivot = invert_latent(model, latent, texts[0], 3, "reference", "reference", False)[0]
+    pivot = invert_latent(model, latent, texts[0], 3, "reference", Ddim(), False)[0]
     controlled = prompt_to_prompt(model, words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5")[0]
     edited, plain = (edit(m, pivot, *texts, 3.0, "direct")[0]["samples"] for m in (controlled, model))
     assert torch.isfinite(edited).all()

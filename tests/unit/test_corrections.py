@@ -6,12 +6,13 @@ import pytest
 import torch
 from reference import gaussian, noise, sd_sigmas
 
+from pivot_edit.core.attention import Place
 from pivot_edit.core.correction import Correction
 from pivot_edit.core.errors import PivotError
+from pivot_edit.core.inverter import invert
 from pivot_edit.core.schedule import ddim_step, level_table, predict_eps
 from pivot_edit.core.trajectory import Trajectory
-from pivot_edit.inversion import CORRECTIONS, correction_named
-from pivot_edit.inversion.ddim import invert
+from pivot_edit.inversion import CORRECTIONS, Ddim, correction_named
 
 STEPS = 25
 SIGMAS = level_table(sd_sigmas(), STEPS)
@@ -30,7 +31,7 @@ def predict(texts: Texts, x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def inverted(source: str = "a cat") -> Trajectory:
     x0 = (MEANS[source] + STD * noise(7, 1, 4, 3, 5)).float()
-    latents = invert(gaussian(MEANS[source].float(), STD.float()), x0, SIGMAS)
+    latents = invert(Ddim(), gaussian(MEANS[source].float(), STD.float()), x0, SIGMAS)
     return Trajectory(SIGMAS, latents, "ddim", "toy", source)
 
 
@@ -39,12 +40,13 @@ def replay(
 ) -> torch.Tensor:
     """[source, target] rows of every level from noise to clean, [N + 1, 2, C, H, W]."""
     source = trajectory.conditioning
-    uncond = source if correction.uncond == "source" else negative
+    texts = {"source": source, "negative": negative}
+    unconds = tuple(texts[correction.uncond(row, Place(0, trajectory.steps, 0.0)).base] for row in ("source", "target"))
     x = torch.cat([trajectory.noise] * 2)
     latents = [x]
     for i in range(trajectory.steps, 0, -1):
         sigma, sigma_next = trajectory.sigmas[i].item(), trajectory.sigmas[i - 1].item()
-        eps_u, eps_c = predict((uncond, uncond), x, sigma), predict((source, target), x, sigma)
+        eps_u, eps_c = predict(unconds, x, sigma), predict((source, target), x, sigma)
         x = ddim_step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
         x[:1] = correction.source_after(x[:1], trajectory, i - 1)
         latents.append(x)
@@ -143,8 +145,8 @@ def test_uncorrected_is_plain_guidance_on_both_rows() -> None:
 def test_only_uncorrected_guidance_loses_the_picture() -> None:
     pivot = inverted()
     error = {
-        name: (replay(pivot, correction, 7.5)[-1, 0] - pivot.latents[0, 0]).abs().mean().item()
-        for name, correction in CORRECTIONS.items()
+        name: (replay(pivot, correction_named(name), 7.5)[-1, 0] - pivot.latents[0, 0]).abs().mean().item()
+        for name in ("direct", "negative_prompt", "none")
     }
     assert error["direct"] == 0.0
     assert error["negative_prompt"] < 0.1
@@ -164,5 +166,5 @@ def test_only_a_pinned_source_is_taken_from_the_trajectory(name: str) -> None:
 
 
 def test_an_unknown_correction_is_an_error_that_lists_those_there_are() -> None:
-    with pytest.raises(PivotError, match=r"direct.*negative_prompt.*none.*but got 'null_text'"):
-        correction_named("null_text")
+    with pytest.raises(PivotError, match=r"direct.*negative_prompt.*none.*but got 'edict'"):
+        correction_named("edict")

@@ -22,11 +22,19 @@ from reference import (
     vp_step,
 )
 
+from pivot_edit.core import inverter
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.schedule import Denoise, ddim_step, level_table, predict_eps
-from pivot_edit.inversion.ddim import invert
+from pivot_edit.inversion import Ddim
 
 LEVELS = level_table(sd_sigmas(), 50)
+
+
+def invert(
+    denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor, evaluation: str = "reference", on_step: Any = None
+) -> torch.Tensor:
+    """DDIM inversion."""
+    return inverter.invert(Ddim(evaluation), denoise, x0, sigmas, on_step)
 
 
 def sample(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -221,7 +229,9 @@ def test_on_step_reports_each_step_with_the_latent_and_the_denoised(evaluation: 
         denoised.append(denoiser(convolution(3))(X, sigma))
         return denoised[-1]
 
-    latents = invert(denoise, noise(0, 1, 4, 2, 2), LEVELS, evaluation, lambda i, x, d: reports.append((i, x, d)))
+    latents = invert(
+        denoise, noise(0, 1, 4, 2, 2), LEVELS, evaluation, lambda i, step: reports.append((i, step.x, step.denoised))
+    )
     assert [i for i, _, _ in reports] == list(range(50))
     assert torch.equal(torch.stack([x for _, x, _ in reports]), latents[1:])
     torch.testing.assert_close(torch.stack([d for _, _, d in reports]), torch.stack(denoised), rtol=0, atol=1e-12)
@@ -231,7 +241,7 @@ def test_nan_is_an_error_that_names_the_step() -> None:
     def denoise(X: torch.Tensor, sigma: float) -> torch.Tensor:
         return X * math.nan if sigma > LEVELS[7] else X
 
-    with pytest.raises(PivotError, match=r"NaN or infinity in DDIM inversion, step 8\."):
+    with pytest.raises(PivotError, match=r"NaN or infinity in ddim inversion, step 8\."):
         invert(denoise, noise(0, 1, 4, 2, 2), LEVELS)
 
 

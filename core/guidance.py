@@ -1,0 +1,52 @@
+"""How conditioned and unconditioned predictions become one, and what else pulls on a step."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from .attention import Place
+from .trajectory import Trajectory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guided:
+    """What a rule made of a step. delta: what cfg multiplies, of the shape of the difference that came; edit: 1 where
+    the step edits, 0 where it should keep the source, or None."""
+
+    delta: torch.Tensor
+    edit: torch.Tensor | None = None
+
+
+class Guidance(abc.ABC):
+    """A guidance rule, a frozen set of options without state: eps = eps_u + cfg * delta.
+
+    Rows are [source; target 0; target 1; ...], each of B pictures.
+    """
+
+    title: ClassVar[str]
+    """What people call it."""
+
+    @property
+    def source_cfg(self) -> float | None:
+        """The cfg of source rows; None: the targets'."""
+        return None
+
+    @property
+    def sets_latents(self) -> bool:
+        """Whether `after_step` does anything."""
+        return False
+
+    @abc.abstractmethod
+    def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
+        """What becomes of delta = eps_c - eps_u [(1 + n) * batch, C, H, W]."""
+
+    def after_step(
+        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, trajectory: Trajectory, index: int
+    ) -> torch.Tensor:
+        """The latents after the step that ends at level `index`; x is what DDIM made of them, variance-preserving;
+        denoised is x0 of the step."""
+        return x

@@ -1,0 +1,23 @@
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), each row with its own scale."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from ..core.attention import Place
+from ..core.guidance import Guidance, Guided
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'."""
+
+    title: ClassVar[str] = "classifier-free guidance"
+
+    source_cfg: float | None = None
+
+    def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
+        return Guided(delta)

@@ -1,0 +1,144 @@
+"""Proximal guidance (Han et al. 2023, ProxEdit, arXiv 2306.05414, eq. 7): small differences between prompts are noise.
+
+delta = eps_c - eps_u is put through a proximal operator: what is below a threshold does not guide, so that the picture
+stays where the prompts agree. ProxNPI is this rule with Negative-Prompt Inversion, ProxMasaCtrl with MasaCtrl.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+
+from ..core.attention import Place, check_window, window_open
+from ..core.errors import PivotError, check_fraction
+from ..core.guidance import Guidance, Guided
+from ..core.trajectory import Trajectory
+
+Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""prox(delta, threshold), both broadcast."""
+POPULATIONS = ("target", "legacy")
+
+
+def soft(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """The proximal operator of L1: sign(d) (|d| - threshold)+."""
+    return delta - torch.maximum(torch.minimum(delta, threshold), -threshold)
+
+
+def hard(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """The proximal operator of L0: d where |d| > threshold, else 0."""
+    return torch.where(delta.abs() > threshold, delta, torch.zeros_like(delta))
+
+
+def legacy_l1(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """What the reference's `l1` computes: `soft`, and then once more a shift on either side, which turns some signs."""
+    shrunk = soft(delta, threshold)
+    shifted = torch.where(shrunk > 0, shrunk - threshold, shrunk)
+    return torch.where(shifted < 0, shifted + threshold, shifted)
+
+
+OPERATORS: dict[str, Operator] = {"soft": soft, "hard": hard, "legacy_l0": soft, "legacy_l1": legacy_l1}
+"""The reference calls `l0` what is the proximal operator of L1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proximal(Guidance):
+    """Guidance only by what differs enough between the prompts, and a pull to the source where nothing does.
+
+    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, or `threshold`, in units of eps,
+    where that is not 0.
+    population: `target`: every target row has a quantile of its own, and only targets are thresholded; `legacy`: one
+        quantile over source and targets of a picture, all thresholded; with a source difference of 0 its quantile q is
+        the targets' 2q - 1.
+    window: (start, end) of the thresholding, fractions of the steps; outside of it guidance is plain.
+    inversion_rate: after a step in guide_window, by how much latents move to the trajectory where nothing is edited.
+    reconstruction_rate: the same for the step's x0, towards the picture itself.
+    dilation: by how many latent pixels what is edited grows before that.
+    source_cfg: cfg of source rows; None: the targets'.
+    """
+
+    title: ClassVar[str] = "Proximal Guidance"
+
+    operator: str = "soft"
+    quantile: float = 0.4
+    threshold: float = 0.0
+    population: str = "target"
+    window: tuple[float, float] = (0.0, 1.0)
+    inversion_rate: float = 0.0
+    reconstruction_rate: float = 0.0
+    guide_window: tuple[float, float] = (0.6, 1.0)
+    dilation: int = 1
+    source_cfg: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("operator", self.operator, tuple(OPERATORS)),
+            ("population", self.population, POPULATIONS),
+        ):
+            if value not in known:
+                raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.", self.title)
+        for name in ("quantile", "inversion_rate", "reconstruction_rate"):
+            check_fraction(getattr(self, name), name, self.title)
+        if self.threshold < 0.0 or self.dilation < 0:
+            raise PivotError(
+                "threshold and dilation of 0 or more",
+                f"{self.threshold:g} and {self.dilation}",
+                "0 takes the quantile, and dilates nothing.",
+                self.title,
+            )
+        check_window(self.window, "", self.title)
+        check_window(self.guide_window, "guide_", self.title)
+
+    @property
+    def sets_latents(self) -> bool:
+        return self.inversion_rate > 0.0 or self.reconstruction_rate > 0.0
+
+    def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
+        if not window_open(self.window, place, place.steps):
+            return Guided(delta)
+        threshold = self._threshold(delta, batch)
+        kept = OPERATORS[self.operator](delta, threshold)
+        if self.population == "target":
+            kept = torch.cat([delta[:batch], kept[batch:]])
+        if not self.sets_latents or not window_open(self.guide_window, place, place.steps):
+            return Guided(kept)
+        edit = (kept.abs() > threshold).to(delta)
+        if self.dilation:
+            edit = torch.nn.functional.max_pool2d(edit, 2 * self.dilation + 1, 1, self.dilation)
+        return Guided(kept, edit)
+
+    def _threshold(self, delta: torch.Tensor, batch: int) -> torch.Tensor:
+        """[rows, 1, 1, 1]."""
+        if self.threshold > 0.0:
+            return delta.new_full((len(delta), 1, 1, 1), self.threshold)
+        sizes = delta.abs().float().unflatten(0, (-1, batch))
+        if self.population == "legacy":
+            found = quantile(sizes.transpose(0, 1).flatten(1), self.quantile).repeat(len(sizes))
+        else:
+            found = quantile(sizes.flatten(0, 1).flatten(1), self.quantile)
+        return found.to(delta)[:, None, None, None]
+
+    def after_step(
+        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, trajectory: Trajectory, index: int
+    ) -> torch.Tensor:
+        if guided.edit is None:
+            return x
+        keep, rows = 1.0 - guided.edit, len(x) // trajectory.batch
+        pivot, picture = (torch.cat([trajectory.latents[i]] * rows).to(x) for i in (index, 0))
+        if self.reconstruction_rate:
+            alpha = 1.0 / math.sqrt(1.0 + float(trajectory.sigmas[index]) ** 2)
+            x = x - alpha * self.reconstruction_rate * (denoised - picture) * keep
+        if self.inversion_rate:
+            x = torch.where(keep * self.inversion_rate == 1.0, pivot, x - self.inversion_rate * (x - pivot) * keep)
+        return x
+
+
+def quantile(values: torch.Tensor, q: float) -> torch.Tensor:
+    """The quantile of every row [R, n], linear between neighbours as torch.quantile's, and of any size."""
+    place = q * (values.shape[1] - 1)
+    below, part = math.floor(place), place - math.floor(place)
+    ordered = values.sort(dim=1).values
+    return torch.lerp(ordered[:, below], ordered[:, min(below + 1, values.shape[1] - 1)], part)

@@ -1,0 +1,87 @@
+"""Fixed-point inversion (Pan et al. 2023, AIDI, arXiv 2309.04907): each step asks the network where sampling will.
+
+Sampling takes x_t to x_{t-1} with the prediction at x_t, so x_t is the fixed point of the map that takes x_{t-1} back
+with the prediction at x itself. DDIM inversion is its first iterate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from ..core.errors import PivotError
+from ..core.inverter import Inverter, Step
+from ..core.schedule import Denoise, ddim_step, predict_eps
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint(Inverter):
+    """Iterates from the DDIM step until the step no longer changes; exact for the cfg it was made at, also above 1.
+
+    iterations: at most so many predictions after the first. tolerance: the relative change at which a picture is
+    done. memory: how many differences Anderson's acceleration combines (AIDI, sec. 3.3); 0 is plain iteration. A
+    picture whose change grows keeps its best iterate.
+    """
+
+    name: ClassVar[str] = "fixed_point"
+    label: ClassVar[str] = "iterated until exact, also at cfg > 1"
+
+    iterations: int = 5
+    tolerance: float = 1e-6
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.tolerance < 0.0 or self.memory < 0:
+            raise PivotError(
+                "iterations, tolerance and memory of 0 or more",
+                f"{self.iterations}, {self.tolerance:g} and {self.memory}",
+                "3 to 10 iterations.",
+                "fixed-point inversion",
+            )
+
+    def step(self, denoise: Denoise, x: torch.Tensor, lower: float, upper: float) -> Step:
+        def onward(guess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            eps = predict_eps(denoise, guess, upper)
+            return ddim_step(x, eps, lower, upper), guess * (1.0 + upper * upper) ** 0.5 - upper * eps
+
+        guess, denoised = onward(x)
+        best, residual = guess, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        searching = torch.ones_like(residual, dtype=torch.bool)
+        history: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for _ in range(self.iterations):
+            image, denoised = onward(guess)
+            change = _relative(image - guess, image)
+            better = searching & (change < residual)
+            best = torch.where(_wide(better), image, best)
+            searching, residual = better & (change > self.tolerance), torch.where(better, change, residual)
+            if not searching.any():
+                break
+            history = [*history, (guess, image)][-self.memory - 1 :]
+            guess = torch.where(_wide(searching), _accelerated(history), guess)
+        return Step(best, denoised, residual)
+
+
+def _accelerated(history: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Anderson's next guess from (guess, image) pairs, the last one newest, every picture for itself."""
+    guess, image = history[-1]
+    if len(history) == 1:
+        return image
+    change = (image - guess).flatten(1)
+    older = torch.stack([(b - a).flatten(1) for a, b in history[:-1]], -1)
+    images = torch.stack([b.flatten(1) for _, b in history[:-1]], -1)
+    differences = change[..., None] - older
+    gram = differences.mT @ differences
+    ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] + 1e-30
+    weights = torch.linalg.solve(gram + ridge * torch.eye(gram.shape[-1]).to(gram), differences.mT @ change[..., None])
+    step = (image.flatten(1)[..., None] - images) @ weights
+    return image - step[..., 0].view_as(image)
+
+
+def _relative(change: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    return change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1).clamp_min(1e-12)
+
+
+def _wide(rows: torch.Tensor) -> torch.Tensor:
+    return rows[:, None, None, None]
