@@ -1,0 +1,312 @@
+"""Inversions in files: every number comes back, and every damaged file is refused with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from reference import noise, sd_sigmas
+
+from pivot_edit.core import storage, version
+from pivot_edit.core.errors import PivotError
+from pivot_edit.core.schedule import level_table
+from pivot_edit.core.trajectory import Trajectory
+from pivot_edit.inversion import Direct, NegativePrompt, NullText, correction_named
+
+STEPS = 5
+SIGMAS = level_table(sd_sigmas(), STEPS)
+ROOT = pathlib.Path(__file__).absolute().parents[2]
+
+
+def trajectory(**other: Any) -> Trajectory:
+    latents = noise(0, STEPS + 1, 2, 4, 3, 5).float()
+    made = Trajectory(SIGMAS, latents, "fixed_point", "a model", "a text", "un chat “gris”\nsur un lit \ud800", 7.5)
+    return dataclasses.replace(made, **other)
+
+
+def whole(**other: Any) -> Trajectory:
+    """One with everything that it can have."""
+    return trajectory(
+        **{"nulls": noise(1, STEPS, 2, 7, 6).float(), "correction": NullText(single_branch=True), **other}
+    )
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "kept.safetensors"
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("made", [trajectory(), whole(), trajectory(guidance=1), trajectory(prompt="")])
+def test_everything_comes_back_bit_for_bit(path: pathlib.Path, made: Trajectory) -> None:
+    storage.write(path, made)
+    stored = storage.read(path)
+    for field in dataclasses.fields(Trajectory):
+        if field.name != "correction":
+            assert same(getattr(made, field.name), getattr(stored.trajectory, field.name)), field.name
+    assert not stored.half
+    assert stored.pack == version.pack_version()
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [None, Direct(), Direct(True, 0.4, 3), NegativePrompt(0.25, True, 0.1), NullText(), correction_named("none")],
+)
+def test_the_correction_comes_back_as_its_name_and_options(path: pathlib.Path, correction: Any) -> None:
+    storage.write(path, whole(correction=correction))
+    stored = storage.read(path)
+    assert stored.trajectory.correction is None
+    if correction is None:
+        assert stored.correction is None
+    else:
+        name, options = stored.correction
+        assert correction_named(name, **options) == correction
+
+
+def test_latents_of_any_layout_are_kept(path: pathlib.Path) -> None:
+    latents = noise(0, 2, STEPS + 1, 4, 3, 5).float().transpose(0, 1)
+    storage.write(path, trajectory(latents=latents))
+    assert torch.equal(storage.read(path).trajectory.latents, latents)
+
+
+def test_half_precision_costs_what_it_says_and_takes_half_the_space(path: pathlib.Path) -> None:
+    large = trajectory(latents=noise(0, STEPS + 1, 2, 4, 64, 64).float(), nulls=noise(1, STEPS, 2, 7, 6).float())
+    storage.write(path, large)
+    full = path.stat().st_size
+    path.unlink()
+    storage.write(path, large, half=True)
+    stored = storage.read(path)
+    back = stored.trajectory
+    assert stored.half and back.latents.dtype == back.nulls.dtype == torch.float32
+    assert path.stat().st_size == pytest.approx(full / 2, rel=0.01)
+    assert torch.equal(back.sigmas, SIGMAS)
+    for exact, rounded in ((large.latents, back.latents), (large.nulls, back.nulls)):
+        assert torch.equal(rounded, exact.half().float())
+        error = float((rounded.double() - exact.double()).norm() / exact.double().norm())
+        assert storage.rounding(exact) == pytest.approx(error)
+        assert 1e-4 < error < 2**-11
+
+
+def test_what_is_exact_in_half_precision_costs_nothing() -> None:
+    assert storage.rounding(torch.tensor([1.0, -0.5, 0.0])) == 0.0
+    assert storage.rounding(torch.zeros(3)) == 0.0
+
+
+def test_numbers_beyond_half_precision_are_refused_and_leave_no_file(path: pathlib.Path) -> None:
+    latents = trajectory().latents.clone()
+    latents[2, 1, 0, 0, 0] = -7e4
+    with pytest.raises(PivotError, match=r"latents within the range of half precision \(65504\), but got 7e\+04"):
+        storage.write(path, trajectory(latents=latents), half=True)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_prompt_that_no_header_can_hold_is_refused(path: pathlib.Path) -> None:
+    with pytest.raises(PivotError, match="Shorten the prompt"):
+        storage.write(path, trajectory(prompt="a cat " * 200_000))
+    assert not list(path.parent.iterdir())
+
+
+def test_an_existing_file_is_never_overwritten(path: pathlib.Path) -> None:
+    path.write_bytes(b"somebody's")
+    with pytest.raises(PivotError, match="kept.safetensors, which exists"):
+        storage.write(path, trajectory())
+    assert path.read_bytes() == b"somebody's"
+
+
+def test_a_write_that_fails_leaves_nothing(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the very last moment there is no file of that name, and after a failure no other either."""
+    seen = []
+
+    def fail(source: Any, target: Any) -> None:
+        seen.append((storage.is_inversion(pathlib.Path(source)), path.exists()))
+        raise OSError("planted")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="planted"):
+        storage.write(path, trajectory())
+    assert seen == [(True, False)]
+    assert not list(path.parent.iterdir())
+
+
+def test_a_file_is_readable_for_whom_the_umask_says(path: pathlib.Path) -> None:
+    before = os.umask(0o022)
+    try:
+        storage.write(path, trajectory())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_the_version_is_that_of_the_project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f'version = "{version.pack_version()}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+    monkeypatch.setattr(version, "_WRITTEN", tmp_path / "pyproject.toml")
+    assert version.pack_version() == "unknown"
+
+
+# -- damaged files ----------------------------------------------------------------------------------------
+
+Spoil = Callable[[bytes], bytes]
+
+
+def header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def with_header(told: Any, tensors: bytes) -> bytes:
+    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def telling(**fields: Any) -> Spoil:
+    """The file with other fields in its header; None takes one away."""
+
+    def spoil(data: bytes) -> bytes:
+        told, tensors = header(data)
+        merged = {**told["__metadata__"], **fields}
+        return with_header({**told, "__metadata__": {k: v for k, v in merged.items() if v is not None}}, tensors)
+
+    return spoil
+
+
+def holding(**others: torch.Tensor | None) -> Spoil:
+    """The file with other tensors; None takes one away."""
+
+    def spoil(data: bytes) -> bytes:
+        merged = {**safetensors.torch.load(data), **others}
+        kept = {name: x for name, x in merged.items() if x is not None}
+        return safetensors.torch.save(kept, header(data)[0]["__metadata__"])
+
+    return spoil
+
+
+def with_nan(name: str, value: float) -> Spoil:
+    def spoil(data: bytes) -> bytes:
+        tensor = safetensors.torch.load(data)[name].clone()
+        tensor.view(-1)[-2] = value
+        return holding(**{name: tensor})(data)
+
+    return spoil
+
+
+def moved(data: bytes) -> bytes:
+    """One tensor's place reaches beyond the file."""
+    told, tensors = header(data)
+    told["latents"]["data_offsets"][1] += 4
+    return with_header(told, tensors)
+
+
+def unknown_kind(data: bytes) -> bytes:
+    told, tensors = header(data)
+    told["latents"]["dtype"] = "F99"
+    return with_header(told, tensors)
+
+
+def plain(data: bytes) -> bytes:
+    return safetensors.torch.save({"weight": torch.zeros(3)})
+
+
+def png(data: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+SPOILT: dict[str, tuple[Spoil, str]] = {
+    "empty": (lambda data: b"", "a safetensors file, but got one of 0 bytes"),
+    "five bytes": (lambda data: data[:5], "a safetensors file, but got one of 5 bytes"),
+    "cut in its header": (lambda data: data[:100], "a header of .* cut off after 100"),
+    "cut in its tensors": (lambda data: data[:-1], r"truncated or damaged file \(.*not fully covered"),
+    "bytes after its end": (lambda data: data + b"x", "truncated or damaged file"),
+    "oversized header": (
+        lambda data: (1 << 40).to_bytes(8, "little") + data[8:],
+        "at most 1048576 bytes, but got 109951",
+    ),
+    "header just too long": (lambda data: with_header(b" " * ((1 << 20) + 1), b""), "but got 1048577"),
+    "picture": (png, "a header of at most .* Choose a file that Save Inversion"),
+    "text": (lambda data: b"a cat on a sofa", "a header of at most"),
+    "no json": (lambda data: with_header(b"{not json", b""), "whose header cannot be read"),
+    "no text": (lambda data: with_header(b"\xff\xfe\xfd", b""), "whose header cannot be read"),
+    "a list": (lambda data: with_header([], b""), "whose header cannot be read"),
+    "very deep": (lambda data: with_header(b"[" * 500_000, b""), "whose header cannot be read"),
+    "metadata no table": (lambda data: with_header({"__metadata__": 3}, b""), "a file of another kind"),
+    "weights": (plain, "an inversion .* but got a file of another kind"),
+    "another format": (telling(format="pt"), "an inversion .* but got pt"),
+    "newer": (telling(version="2"), "version 1 of the format, but got 2 .* Update Pivot Edit"),
+    "no version": (telling(version=None), "version 1 of the format, but got None"),
+    "tensor's place": (moved, "truncated or damaged file"),
+    "tensor's kind": (unknown_kind, "truncated or damaged file"),
+    "no sigmas": (holding(sigmas=None), "a tensor sigmas, but got only latents, nulls"),
+    "no latents": (holding(latents=None), "a tensor latents, but got only nulls, sigmas"),
+    "latents of integers": (holding(latents=torch.zeros(6, 2, 4, 3, 5, dtype=torch.int32)), "float16, but got .*int32"),
+    "levels in fp32": (holding(sigmas=SIGMAS.float()), "sigmas in torch.float64, but got torch.float32"),
+    "another size": (telling(size="[6, 2, 4, 3, 6]"), r"it tells, \[6, 2, 4, 3, 6\], but got \[6, 2, 4, 3, 5\]"),
+    "another layout": (holding(latents=torch.zeros(6, 2, 4, 5, 3)), r"but got \[6, 2, 4, 5, 3\]"),
+    "fewer levels": (holding(sigmas=SIGMAS[:4].contiguous()), r"latents \[4, B, C, H, W\], but got \[6, 2"),
+    "one level": (holding(sigmas=SIGMAS[:1].contiguous()), "ascending levels"),
+    "levels in a table": (holding(sigmas=SIGMAS[None].contiguous()), "ascending levels"),
+    "levels that descend": (holding(sigmas=SIGMAS.flip(0).contiguous()), "ascending levels"),
+    "a level twice": (holding(sigmas=SIGMAS[[0, 1, 2, 2, 4, 5]].contiguous()), "ascending levels"),
+    "a level below 0": (holding(sigmas=(SIGMAS - 1.0)), "ascending levels, but got .-0.97"),
+    "nulls of another count": (holding(nulls=torch.zeros(4, 2, 7, 6)), r"embeddings \[5, 2, T, D\]"),
+    "NaN in latents": (with_nan("latents", float("nan")), "finite numbers in its latents, but got NaN"),
+    "infinity in latents": (with_nan("latents", float("-inf")), "finite numbers in its latents"),
+    "NaN in nulls": (with_nan("nulls", float("nan")), "finite numbers in its nulls"),
+    "NaN in sigmas": (with_nan("sigmas", float("nan")), "finite numbers in its sigmas"),
+    "guidance no number": (telling(guidance='"high"'), "the guidance in its header, but got '\"high\"'"),
+    "guidance NaN": (telling(guidance="NaN"), "a finite guidance, but got nan"),
+    "prompt no text": (telling(prompt="[1]"), "the prompt in its header"),
+    "prompt no json": (telling(prompt="a cat"), "the prompt in its header, but got 'a cat'"),
+    "prompt very deep": (telling(prompt="[" * 200_000), "the prompt in its header"),
+    "correction a text": (telling(correction='"direct"'), "the correction in its header"),
+    "correction without options": (telling(correction='{"name": "direct"}'), "a correction's name and options"),
+    "correction without name": (telling(correction='{"name": 1, "options": {}}'), "a correction's name and options"),
+    **{f"no {name}": (telling(**{name: None}), f"the {name} in its header, but got none") for name in storage._FIELDS},
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_damaged_file_is_refused_with_its_reason(path: pathlib.Path, what: str) -> None:
+    spoil, message = SPOILT[what]
+    storage.write(path, whole())
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(PivotError, match=message) as caught:
+        storage.read(path)
+    assert caught.value.where
+
+
+def test_nothing_is_read_of_a_file_that_is_none(path: pathlib.Path) -> None:
+    """A large file of another kind costs its header."""
+    with path.open("wb") as file:
+        file.write(plain(b""))
+        file.truncate(1 << 36)  # holes: more than memory holds
+    with pytest.raises(PivotError, match="a file of another kind in kept.safetensors"):
+        storage.read(path)
+
+
+ARE = ["cut in its tensors", "newer", "no latents", "no prompt", "NaN in latents"]
+ARE_NOT = ["empty", "five bytes", "oversized header", "picture", "no json", "a list", "weights", "another format"]
+
+
+@pytest.mark.parametrize("what", [None, *ARE, *ARE_NOT])
+def test_a_file_is_known_by_its_header(path: pathlib.Path, what: str | None) -> None:
+    storage.write(path, whole())
+    if what is not None:
+        path.write_bytes(SPOILT[what][0](path.read_bytes()))
+    assert storage.is_inversion(path) == (what not in ARE_NOT)
+
+
+def test_what_cannot_be_opened_is_no_inversion(tmp_path: pathlib.Path) -> None:
+    assert not storage.is_inversion(tmp_path)
+    assert not storage.is_inversion(tmp_path / "missing.safetensors")
