@@ -17,6 +17,7 @@ from .loaders import PivotToyModel
 from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
 from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
 from .sampling import PivotEditGuider, PivotEditSampler
+from .storage import PivotLoadInversion, PivotSaveInversion
 
 NODES: list[type[io.ComfyNode]] = [
     PivotToyModel,
@@ -28,6 +29,8 @@ NODES: list[type[io.ComfyNode]] = [
     PivotNegativePromptInversion,
     PivotDirectInversion,
     PivotInversionParts,
+    PivotSaveInversion,
+    PivotLoadInversion,
     PivotPromptToPrompt,
     PivotLocalBlend,
     PivotMasaCtrl,

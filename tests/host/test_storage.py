@@ -1,0 +1,278 @@
+"""Saved inversions: the same edit from a file, found in both folders, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import graphs
+import unets
+from bench.client import Client, Graph, ServerError
+from bench.server import Server
+from pivot_edit.core.errors import PivotError
+from pivot_edit.core.storage import write
+from pivot_edit.core.trajectory import Trajectory
+from pivot_edit.host import storage
+from pivot_edit.host.editing import edit
+from pivot_edit.host.inversion import invert_latent, with_correction
+from pivot_edit.inversion import Ddim
+from pivot_edit.nodes.storage import PivotLoadInversion, PivotSaveInversion
+
+NAME = "pivot/inversion_00001_.safetensors [output]"
+
+
+@pytest.fixture(scope="module", params=["SD15", "SDXL"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> Any:
+    return unets.build(kind, shallow=True)
+
+
+@pytest.fixture(scope="module")
+def texts(kind: str) -> dict[str, Any]:
+    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))}
+
+
+@pytest.fixture(scope="module")
+def trajectory(model: Any, texts: dict[str, Any]) -> Trajectory:
+    with torch.inference_mode():
+        made = invert_latent(model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False)[0]
+        return with_correction(made, "negative_prompt", interpolation=0.25)
+
+
+@pytest.fixture
+def small() -> Trajectory:
+    latents = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Trajectory(torch.tensor([0.0, 1.0, 2.0]).double(), latents, "ddim", "a model", "a text", "a cat")
+
+
+def test_the_edit_from_a_file_is_the_same_bit_for_bit(folders, model, texts, trajectory) -> None:
+    name, report = storage.save(trajectory, storage.PREFIX, False)
+    loaded, told = storage.load(name, model, unets.latent(8, 16))
+    assert name == NAME and (folders / "output" / "pivot" / "inversion_00001_.safetensors").is_file()
+    for text in (report, told):
+        assert f"{NAME}, " in text and "3 steps, ddim, cfg 1, negative_prompt, latent 1x4x8x16" in text
+    assert "full precision, saved by Pivot Edit " in told
+    before, after = (edit(model, one, **texts, cfg=5.0, correction="auto") for one in (trajectory, loaded))
+    assert torch.equal(before[0]["samples"], after[0]["samples"])
+    assert torch.equal(before[1]["samples"], after[1]["samples"])
+    assert before[2] == after[2] and "negative_prompt" in after[2]
+
+
+def test_half_precision_says_what_it_costs(folders, small) -> None:
+    name, report = storage.save(small, storage.PREFIX, True)
+    loaded, told = storage.load(name)
+    error = float((loaded.latents - small.latents).norm() / small.latents.norm())
+    assert report.endswith(f"half precision, relative error of latents {error:.1e}") and 1e-4 < error < 5e-4
+    assert "half precision" in told
+    nulls = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))
+    optimised = Trajectory(small.sigmas, small.latents, "ddim", "a model", "a text", nulls=nulls)
+    assert ", relative error of embeddings 2" in storage.save(optimised, storage.PREFIX, True)[1]
+
+
+def test_every_save_takes_the_next_number(folders, small) -> None:
+    names = [storage.save(small, "kept", False)[0] for _ in range(3)]
+    assert names == [f"kept_0000{i}_.safetensors [output]" for i in (1, 2, 3)]
+    assert sorted(path.name for path in (folders / "output").iterdir()) == [name[:-9] for name in names]
+
+
+def test_a_prompt_of_its_own_takes_the_remembered_ones_place(folders, small) -> None:
+    kept, own = (storage.load(storage.save(small, "kept", False, text)[0])[0] for text in ("", "a dog"))
+    assert (kept.prompt, own.prompt) == ("a cat", "a dog")
+
+
+def test_both_folders_are_listed_and_nothing_else(folders, small, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write(elsewhere / "own.safetensors", small)
+    write(folders / "input" / "b.safetensors", small)
+    (folders / "input" / "deep" / "er").mkdir(parents=True)
+    write(folders / "input" / "deep" / "er" / "a.safetensors", small)
+    write(folders / "temp" / "t.safetensors", small)
+    (folders / "input" / "c.png").write_bytes(b"picture")
+    save_file({"weight": torch.zeros(2)}, folders / "input" / "lora.safetensors", {"format": "pt"})
+    (folders / "input" / "empty.safetensors").touch()
+    (folders / "input" / "folder.safetensors").mkdir()
+    (folders / "output" / "link.safetensors").symlink_to(elsewhere / "own.safetensors")
+    (folders / "output" / "linked").symlink_to(elsewhere)
+    (folders / "output" / "circle.safetensors").symlink_to("circle.safetensors")
+    (folders / "output" / "nothing.safetensors").symlink_to("missing.safetensors")
+    saved = storage.save(small, storage.PREFIX, False)[0]
+    assert storage.listed() == ["b.safetensors", "deep/er/a.safetensors", saved]
+    for name in storage.listed():
+        assert storage.load(name)[0].prompt == "a cat"
+
+
+def test_the_list_follows_the_folders(folders, small) -> None:
+    assert storage.listed() == []
+    path = folders / "input" / "a.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    assert storage.listed() == []
+    path.unlink()
+    write(path, small)
+    assert storage.listed() == ["a.safetensors"]
+    shutil.rmtree(folders / "input")
+    assert storage.listed() == []
+
+
+ESCAPES = [
+    "../secret.safetensors",
+    "deep/../../secret.safetensors",
+    "../secret.safetensors [output]",
+    "/etc/passwd",
+    "{base}/secret.safetensors",
+    "{base}/output/../secret.safetensors [output]",
+    "link.safetensors",
+    "linked/secret.safetensors",
+    "link.safetensors [output]",
+    "with\0zero.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_name_that_leads_out_is_refused_even_if_it_is_an_inversion(folders, small, name) -> None:
+    write(folders / "secret.safetensors", small)
+    for folder in ("input", "output"):
+        (folders / folder / "deep").mkdir()
+        (folders / folder / "link.safetensors").symlink_to(folders / "secret.safetensors")
+        (folders / folder / "linked").symlink_to(folders)
+    name = name.format(base=folders)
+    for use in (storage.load, storage.find, storage.stamp):
+        with pytest.raises(PivotError, match=r"a name inside of .* in Load Inversion\. Use no absolute path"):
+            use(name)
+    assert "a name inside of" in PivotLoadInversion.validate_inputs(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "missing.safetensors", "missing.safetensors [output]", "t.safetensors [temp]", "deep"]
+)
+def test_a_name_of_no_file_is_refused(folders, small, name) -> None:
+    write(folders / "temp" / "t.safetensors", small)
+    (folders / "input" / "deep").mkdir()
+    with pytest.raises(PivotError, match="which is not there in Load Inversion"):
+        storage.load(name)
+    assert "which is not there" in PivotLoadInversion.validate_inputs(name)
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/etc/outside", "linked/outside", "a/../../outside", "with\0zero"])
+def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -> None:
+    (folders / "output" / "linked").symlink_to(folders)
+    with pytest.raises(PivotError, match="a name inside of .* in Save Inversion"):
+        storage.save(small, prefix, False)
+    assert not list(folders.glob("outside*"))
+
+
+def test_another_model_is_refused(folders, model, kind, texts, trajectory) -> None:
+    name = storage.save(trajectory, storage.PREFIX, False)[0]
+    with pytest.raises(PivotError, match="the model that the saved inversion was made with .* in Load Inversion"):
+        storage.load(name, unets.build(kind, seed=1, shallow=True))
+    assert torch.equal(storage.load(name, model)[0].latents, trajectory.latents)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 1), (16, 8, 1), (8, 16, 2)])
+def test_another_size_is_refused(folders, trajectory, size) -> None:
+    name = storage.save(trajectory, storage.PREFIX, False)[0]
+    with pytest.raises(PivotError, match=r"size \[1, 4, 8, 16\], but got .* in Load Inversion"):
+        storage.load(name, latent=unets.latent(*size))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "sorcery", "options": {}}', "correction to be one of .* but got 'sorcery'"),
+        ('{"name": "direct", "options": {"strength": 2}}', "options of direct, but got {'strength': 2}"),
+        ('{"name": "direct", "options": {"scale": "much"}}', "options of direct, but got {'scale': 'much'}"),
+        ('{"name": "direct", "options": {"scale": 2.0}}', "scale between 0 and 1"),
+        ('{"name": "null_text", "options": {}}', "an inversion with optimised embeddings"),
+    ],
+)
+def test_a_correction_that_cannot_be_is_refused(folders, small, text, message) -> None:
+    from safetensors import safe_open
+
+    write(folders / "input" / "a.safetensors", small)
+    with safe_open(folders / "input" / "a.safetensors", "pt") as file:
+        told = {**file.metadata(), "correction": text}
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, folders / "input" / "a.safetensors", told)
+    with pytest.raises(PivotError, match=message):
+        storage.load("a.safetensors")
+
+
+def test_through_the_nodes(folders, trajectory, model) -> None:
+    saved = PivotSaveInversion.execute(trajectory, storage.PREFIX, False, "a cat")
+    assert saved.args == (trajectory, NAME) and saved.args[0] is trajectory
+    assert NAME in saved.ui.as_dict()["text"][0]
+    (choice,) = [entry for entry in PivotLoadInversion.define_schema().inputs if entry.id == "file"]
+    assert choice.options == [NAME]
+    assert PivotLoadInversion.validate_inputs(NAME) is True
+    loaded = PivotLoadInversion.execute(NAME, model, unets.latent(8, 16))
+    assert torch.equal(loaded.args[0].latents, trajectory.latents)
+    assert loaded.args[0].correction == trajectory.correction
+    assert loaded.args[1] == "a cat" and loaded.ui.as_dict()["text"] == (loaded.args[2],)
+
+
+def test_a_changed_file_has_another_fingerprint(folders, small) -> None:
+    name = storage.save(small, storage.PREFIX, False)[0]
+    first = PivotLoadInversion.fingerprint_inputs(name, model=None)
+    assert first == PivotLoadInversion.fingerprint_inputs(name)
+    path = storage.find(name)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert first != PivotLoadInversion.fingerprint_inputs(name)
+
+
+def saving(client: Client, steps: int) -> Graph:
+    graph = graphs.starter(client, steps=steps)
+    values = {"inversion": [graphs.node(graph, "PivotDDIMInversion"), 0], "filename_prefix": "api/kept"}
+    graph["40"] = {"class_type": "PivotSaveInversion", "inputs": {**values, "half_precision": False}}
+    return graph
+
+
+def loading(graph: Graph, name: str) -> Graph:
+    """The graph with the file in the inversion's place, and the file's prompt as the source prompt."""
+    graph = {key: value for key, value in graph.items() if key != "40"}
+    graph[graphs.node(graph, "PivotDDIMInversion")] = {
+        "class_type": "PivotLoadInversion",
+        "inputs": {"file": name, "model": [graphs.node(graph, "PivotToyModel"), 0]},
+    }
+    graphs.inputs(graph, "PivotPromptPair")["source_prompt"] = [graphs.node(graph, "PivotLoadInversion"), 1]
+    return graph
+
+
+@pytest.mark.server
+def test_saved_in_one_run_and_loaded_in_the_next(client: Client, server: Server) -> None:
+    graph = saving(client, 4)
+    first = client.run(graph)
+    name = first.texts["40"][0].split(",")[0]
+    assert (
+        name
+        in client.object_info("PivotLoadInversion")["PivotLoadInversion"]["input"]["required"]["file"][1]["options"]
+    )
+    again = loading(graph, name)
+    second = client.run(again)
+    (before,), (after,) = (
+        first.images[graphs.node(graph, "PivotCompare")],
+        second.images[graphs.node(again, "PivotCompare")],
+    )
+    assert before.tobytes() == after.tobytes()
+    third = client.run(again)
+    assert graphs.node(again, "PivotLoadInversion") in third.cached
+    path = next(server.base.rglob(pathlib.Path(name.removesuffix(" [output]")).name))
+    other = next(value for key, value in client.run(saving(client, 5)).texts.items() if key == "40")[0]
+    shutil.copy(path.with_name(pathlib.PurePosixPath(other.split(" [")[0]).name), path)
+    assert graphs.node(again, "PivotLoadInversion") in client.run(again).executed
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "missing.safetensors [output]"])
+def test_a_bad_name_is_refused_before_anything_runs(client: Client, name: str) -> None:
+    with pytest.raises(ServerError, match="a name inside of|which is not there") as caught:
+        client.run(loading(saving(client, 4), name))
+    assert caught.value.node_class == "PivotLoadInversion"
