@@ -59,7 +59,7 @@ class PivotLoadInversion(io.ComfyNode):
             node_id="PivotLoadInversion",
             display_name=storage.LOAD,
             category=CATEGORY,
-            description="An inversion that Save Inversion has kept. Give its prompt to Prompt Pair as the source prompt, "
+            description="An inversion that Save Inversion has kept. Give its prompt to Prompt Pair as source prompt, "
             "and the same model to the edit.",
             search_aliases=["load inversion", "open inversion", "import inversion"],
             inputs=[
