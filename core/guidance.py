@@ -29,6 +29,8 @@ class Guidance(abc.ABC):
 
     title: ClassVar[str]
     """What people call it."""
+    plain: ClassVar[bool] = False
+    """Whether differences stay as they are: then, at cfg 1, nobody needs unconditional rows."""
 
     @property
     def source_cfg(self) -> float | None:

@@ -16,6 +16,7 @@ class ClassifierFree(Guidance):
     """eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'."""
 
     title: ClassVar[str] = "classifier-free guidance"
+    plain: ClassVar[bool] = True
 
     source_cfg: float | None = None
 

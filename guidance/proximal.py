@@ -48,13 +48,14 @@ OPERATORS: dict[str, Operator] = {"soft": soft, "hard": hard, "legacy_l0": soft,
 class Proximal(Guidance):
     """Guidance only by what differs enough between the prompts, and a pull to the source where nothing does.
 
-    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, or `threshold`, in units of eps,
-    where that is not 0.
+    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, where 0 is none; or `threshold`, in
+    units of eps, where that is not 0.
     population: `target`: every target row has a quantile of its own, and only targets are thresholded; `legacy`: one
-        quantile over source and targets of a picture, all thresholded; with a source difference of 0 its quantile q is
-        the targets' 2q - 1.
-    window: (start, end) of the thresholding, fractions of the steps; outside of it guidance is plain.
-    inversion_rate: after a step in guide_window, by how much latents move to the trajectory where nothing is edited.
+        quantile over source and targets of a picture, all thresholded; with one target and a source difference of 0 its
+        quantile q is the target's 2q - 1.
+    window: (start, end) of the thresholding, fractions of the steps; outside of it guidance is plain and nothing pulls.
+    inversion_rate: after a step in guide_window, by how much latents move to the trajectory where nothing is edited;
+        source rows are not edited anywhere, unless their differences are thresholded too.
     reconstruction_rate: the same for the step's x0, towards the picture itself.
     dilation: by how many latent pixels what is edited grows before that.
     source_cfg: cfg of source rows; None: the targets'.
@@ -101,25 +102,27 @@ class Proximal(Guidance):
             return Guided(delta)
         threshold = self._threshold(delta, batch)
         kept = OPERATORS[self.operator](delta, threshold)
+        edit = (kept.abs() > threshold).to(delta)
         if self.population == "target":
             kept = torch.cat([delta[:batch], kept[batch:]])
+            edit[:batch] = 0.0
         if not self.sets_latents or not window_open(self.guide_window, place, place.steps):
             return Guided(kept)
-        edit = (kept.abs() > threshold).to(delta)
         if self.dilation:
             edit = torch.nn.functional.max_pool2d(edit, 2 * self.dilation + 1, 1, self.dilation)
         return Guided(kept, edit)
 
     def _threshold(self, delta: torch.Tensor, batch: int) -> torch.Tensor:
         """[rows, 1, 1, 1]."""
-        if self.threshold > 0.0:
+        if self.threshold > 0.0 or self.quantile == 0.0:
             return delta.new_full((len(delta), 1, 1, 1), self.threshold)
-        sizes = delta.abs().float().unflatten(0, (-1, batch))
+        sizes = delta.abs().flatten(1)
         if self.population == "legacy":
-            found = quantile(sizes.transpose(0, 1).flatten(1), self.quantile).repeat(len(sizes))
+            pictures = sizes.view(-1, batch, sizes.shape[1]).transpose(0, 1).flatten(1)
+            found = quantile(pictures, self.quantile).repeat(len(delta) // batch)
         else:
-            found = quantile(sizes.flatten(0, 1).flatten(1), self.quantile)
-        return found.to(delta)[:, None, None, None]
+            found = quantile(sizes, self.quantile)
+        return found[:, None, None, None]
 
     def after_step(
         self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, trajectory: Trajectory, index: int

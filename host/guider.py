@@ -111,10 +111,9 @@ class EditGuider(comfy.samplers.CFGGuider):
     def land(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The rows after the step that ends at level `index`, variance-preserving; x is what DDIM made of them."""
         batch = self.trajectory.batch
-        x = torch.cat([self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]])
-        if self._guided is None:
-            return x
-        return self.guidance.after_step(x, *self._guided, self.trajectory, index)
+        if self._guided is not None:
+            x = self.guidance.after_step(x, *self._guided, self.trajectory, index)
+        return torch.cat([self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]])
 
     def predict_noise(
         self,
@@ -179,7 +178,8 @@ class EditGuider(comfy.samplers.CFGGuider):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as x."""
         scales = (self.cfg, self._source_cfg)
-        guided = any(abs(w - 1.0) > 1e-6 for w in scales) or bool(options.get("disable_cfg1_optimization"))
+        guided = not self.guidance.plain or any(abs(w - 1.0) > 1e-6 for w in scales)
+        guided = guided or bool(options.get("disable_cfg1_optimization"))
         source_cond, source_uncond = self._source_read(options, place)
         first = {True: 0, False: self.trajectory.batch}
         with_cond, with_uncond = (slice(first[read], self._size) for read in (source_cond, source_uncond))
@@ -205,17 +205,17 @@ class EditGuider(comfy.samplers.CFGGuider):
         return self.cfg if own is None else own
 
     def _cancels(self, place: Place) -> bool:
-        """Whether guidance leaves source rows alone: their unconditional text is their own, or their cfg is 1."""
-        return self.unconds.pair(place)[0] == SOURCE or self._source_cfg == 1.0
+        """Whether guidance leaves source rows alone: they are set afterwards, their unconditional text is their own, or
+        their cfg is 1."""
+        return self.correction.pinned or self.unconds.pair(place)[0] == SOURCE or self._source_cfg == 1.0
 
     def _source_read(self, options: dict[str, Any], place: Place) -> tuple[bool, bool]:
         """Whether anybody reads the source's conditioned and unconditioned prediction or attention now."""
         if not self.economy:
             return True, True
         asked: set[Reads] = {controller.reads(place) for controller in controllers_of(options)}
-        moves = not self.correction.pinned
-        uncond = "both" in asked or (moves and not self._cancels(place))
-        return moves or bool(asked & {"cond", "both"}), uncond
+        cond = not self.correction.pinned or bool(asked & {"cond", "both"})
+        return cond, "both" in asked or not self._cancels(place)
 
     def _run(
         self,

@@ -78,7 +78,8 @@ def _plain(one: Uncond) -> Uncond:
 
 
 def _name(one: Uncond) -> str:
-    return f"unconditional: {one.base} {one.mix:g}"
+    """The plain negative prompt has the name under which the host's own guider holds it."""
+    return f"{one.base} {one.mix:g}" if one.mix else one.base
 
 
 def _both(first: Uncond, rest: Uncond) -> str:

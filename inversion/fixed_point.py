@@ -21,8 +21,10 @@ class FixedPoint(Inverter):
     """Iterates from the DDIM step until the step no longer changes; exact for the cfg it was made at, also above 1.
 
     iterations: at most so many predictions after the first. tolerance: the relative change at which a picture is
-    done. memory: how many differences Anderson's acceleration combines (AIDI, sec. 3.3); 0 is plain iteration. A
-    picture whose change grows keeps its best iterate.
+    done. memory: how many differences Anderson's acceleration combines (AIDI, sec. 3.3); 0 is plain iteration.
+
+    The residual is by how much the best iterate asked about misses its step; the result is what follows from it, one
+    iteration closer. A picture whose residual grows keeps that iterate itself: never worse than the DDIM step.
     """
 
     name: ClassVar[str] = "fixed_point"
@@ -47,20 +49,21 @@ class FixedPoint(Inverter):
             return ddim_step(x, eps, lower, upper), guess * (1.0 + upper * upper) ** 0.5 - upper * eps
 
         guess, denoised = onward(x)
-        best, residual = guess, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        best, kept, residual = guess, guess, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         searching = torch.ones_like(residual, dtype=torch.bool)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
         for _ in range(self.iterations):
             image, denoised = onward(guess)
             change = _relative(image - guess, image)
             better = searching & (change < residual)
-            best = torch.where(_wide(better), image, best)
-            searching, residual = better & (change > self.tolerance), torch.where(better, change, residual)
+            best = torch.where(_wide(better), image, torch.where(_wide(searching), kept, best))
+            kept, residual = torch.where(_wide(better), guess, kept), torch.where(better, change, residual)
+            searching = better & (change > self.tolerance)
             if not searching.any():
                 break
             history = [*history, (guess, image)][-self.memory - 1 :]
             guess = torch.where(_wide(searching), _accelerated(history), guess)
-        return Step(best, denoised, residual)
+        return Step(best, denoised, residual if self.iterations else None)
 
 
 def _accelerated(history: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -75,12 +78,13 @@ def _accelerated(history: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
     gram = differences.mT @ differences
     ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] + 1e-30
     weights = torch.linalg.solve(gram + ridge * torch.eye(gram.shape[-1]).to(gram), differences.mT @ change[..., None])
-    step = (image.flatten(1)[..., None] - images) @ weights
-    return image - step[..., 0].view_as(image)
+    step: torch.Tensor = (image.flatten(1)[..., None] - images) @ weights
+    return image - step.view_as(image)
 
 
 def _relative(change: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    return change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1).clamp_min(1e-12)
+    share: torch.Tensor = change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return share
 
 
 def _wide(rows: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any
+
 import pytest
 import torch
-from reference import gaussian, noise, sd_sigmas
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import few, gaussian, noise, sd_sigmas
 
 from pivot_edit.core.attention import Place
-from pivot_edit.core.correction import Correction
+from pivot_edit.core.correction import NEGATIVE, SOURCE, Correction, Uncond
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import invert
-from pivot_edit.core.schedule import ddim_step, level_table, predict_eps
+from pivot_edit.core.schedule import ddim_step, level_table, predict_eps, slerp
 from pivot_edit.core.trajectory import Trajectory
-from pivot_edit.inversion import CORRECTIONS, Ddim, correction_named
+from pivot_edit.inversion import CORRECTIONS, Ddim, correction_for, correction_named
 
 STEPS = 25
 SIGMAS = level_table(sd_sigmas(), STEPS)
@@ -103,6 +109,61 @@ def test_direct_gives_the_precision_and_device_it_was_asked_in() -> None:
     assert half.dtype == torch.float16
 
 
+@pytest.mark.parametrize("w", [1.0, 7.5])
+def test_direct_by_added_differences_is_direct_to_one_rounding_a_step(w: float) -> None:
+    pivot = inverted()
+    added, set_ = (replay(pivot, correction_named("direct", legacy=legacy), w) for legacy in (True, False))
+    assert torch.equal(added[:, 1:], set_[:, 1:])
+    ulp = torch.finfo(torch.float32).eps * set_.abs().max().item()
+    torch.testing.assert_close(added, set_, rtol=0, atol=ulp)
+
+
+def two_passes(pivot: Trajectory, w: float, scale: float, every: int, target: str = "a dog") -> torch.Tensor:
+    """The reference's two passes, from METHODS 9: differences measured along the corrected rows without any control,
+    then added to the source row of the edit; [source, target] of every level, noise first."""
+    descending = pivot.sigmas.flip(0).tolist()
+
+    def prev(x: torch.Tensor, i: int) -> torch.Tensor:
+        eps_u, eps_c = predict(("", ""), x, descending[i]), predict((pivot.conditioning, target), x, descending[i])
+        return ddim_step(x, eps_u + w * (eps_c - eps_u), descending[i], descending[i + 1])
+
+    offsets, x = [], torch.cat([pivot.noise] * 2)
+    for i in range(pivot.steps):
+        before = prev(x, i)
+        offsets.append((pivot.latents[pivot.steps - i - 1] - before) * scale * (i % every == 0))
+        x = before + offsets[-1]
+    x = torch.cat([pivot.noise] * 2)
+    latents = [x]
+    for i in range(pivot.steps):
+        before = prev(x, i)
+        x = torch.cat([before[:1] + offsets[i][:1], before[1:]])
+        latents.append(x)
+    return torch.stack(latents)
+
+
+@pytest.mark.parametrize(("scale", "every"), [(1.0, 1), (0.4, 1), (0.8, 1), (1.0, 2), (1.0, 5), (1.0, 24), (0.8, 10)])
+def test_directs_ablations_are_the_references_two_passes(scale: float, every: int) -> None:
+    pivot = inverted()
+    pivot = dataclasses.replace(pivot, latents=pivot.latents.double())
+    mine = replay(pivot, correction_named("direct", legacy=True, scale=scale, every=every), 3.0)
+    torch.testing.assert_close(mine, two_passes(pivot, 3.0, scale, every), rtol=0, atol=1e-10)
+    exact = scale == 1.0 and every == 1
+    assert ((mine[:, 0] - pivot.latents.flip(0)[:, 0]).abs().max() < 1e-10) == exact
+
+
+@pytest.mark.parametrize(
+    ("options", "pinned"), [({}, True), ({"legacy": True}, False), ({"scale": 0.9}, False), ({"every": 2}, False)]
+)
+def test_only_direct_as_it_is_knows_the_source_without_running_it(options: dict[str, Any], pinned: bool) -> None:
+    assert correction_named("direct", **options).pinned == pinned
+
+
+@pytest.mark.parametrize("options", [{"scale": 1.5}, {"scale": -0.1}, {"every": 0}])
+def test_direct_refuses_impossible_options(options: dict[str, Any]) -> None:
+    with pytest.raises(PivotError, match="scale between 0 and 1 and every at least 1, but got .* in Direct Inversion"):
+        correction_named("direct", **options)
+
+
 # negative prompt
 
 
@@ -124,6 +185,86 @@ def test_negative_prompt_reads_the_source_where_plain_guidance_reads_the_negativ
     pivot = inverted("")
     mine = replay(pivot, correction_named("negative_prompt"), w, negative="unused")
     assert torch.equal(mine[:, 1:], plain_guided(pivot, w, "a dog", negative=""))
+
+
+def reads(step: int = 9, **options: Any) -> tuple[Uncond, Uncond]:
+    """What source and target read at one of ten steps."""
+    correction = correction_named("negative_prompt", **options)
+    return correction.uncond("source", Place(step, 10, 1.0)), correction.uncond("target", Place(step, 10, 1.0))
+
+
+def test_interpolation_goes_from_the_source_prompt_to_the_negative_one() -> None:
+    """Oracle 34: the ends are the prompts themselves."""
+    assert reads(interpolation=0.0) == (SOURCE, SOURCE)
+    assert reads(interpolation=0.3) == (Uncond("source", 0.3), Uncond("source", 0.3))
+    assert reads(interpolation=1.0) == (NEGATIVE, NEGATIVE)
+
+
+@pytest.mark.parametrize(("mix", "target"), [(0.0, SOURCE), (0.3, Uncond("source", 0.3)), (1.0, NEGATIVE)])
+def test_keep_source_holds_the_source_row_to_its_prompt(mix: float, target: Uncond) -> None:
+    assert reads(interpolation=mix, keep_source=True) == (SOURCE, target)
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.3, 3), (0.35, 3), (1.0, 10)])
+def test_before_its_start_all_rows_read_the_negative_prompt(start: float, first: int) -> None:
+    for step in range(10):
+        expected = (NEGATIVE, NEGATIVE) if step < first else (SOURCE, Uncond("source", 0.5))
+        assert reads(step, start=start, interpolation=0.5, keep_source=True) == expected
+
+
+@pytest.mark.parametrize("option", ["interpolation", "start"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_negative_prompt_refuses_what_is_no_fraction(option: str, value: float) -> None:
+    with pytest.raises(PivotError, match=f"{option} between 0 and 1, but got {value} in Negative-Prompt Inversion"):
+        correction_named("negative_prompt", **{option: value})
+
+
+# the sphere between two texts
+
+
+def sphere(mix: float, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two flattened texts, by the formula."""
+    angle = math.acos((a.flatten() @ b.flatten() / (a.norm() * b.norm())).item())
+    return math.sin((1 - mix) * angle) / math.sin(angle) * a + math.sin(mix * angle) / math.sin(angle) * b
+
+
+@few
+@given(st.floats(0.01, 0.99), st.integers(0, 100))
+def test_slerp_is_the_formula_on_every_row(mix: float, seed: int) -> None:
+    a, b = noise(seed, 2, 7, 5), noise(seed + 1, 2, 7, 5)
+    expected = torch.stack([sphere(mix, *pair) for pair in zip(a, b, strict=True)])
+    torch.testing.assert_close(slerp(mix, a, b), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(slerp(mix, a.float(), b.float()).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_slerp_turns_evenly_and_keeps_the_length() -> None:
+    a, b = noise(0, 1, 7, 5), noise(1, 1, 7, 5)
+    a, b = a / a.norm(), b / b.norm()
+    points = [slerp(i / 4, a, b) for i in range(5)]
+    angles = [math.acos((p * q).sum().item()) for p, q in zip(points, points[1:], strict=False)]
+    assert [point.norm().item() for point in points] == pytest.approx([1.0] * 5, abs=1e-12)
+    assert angles == pytest.approx([math.acos((a * b).sum().item()) / 4] * 4, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_slerps_ends_are_the_texts_bit_for_bit(dtype: torch.dtype) -> None:
+    a, b = noise(0, 1, 7, 5).to(dtype), noise(1, 1, 7, 5).to(dtype)
+    assert torch.equal(slerp(0.0, a, b), a) and torch.equal(slerp(1.0, a, b), b)
+    assert slerp(0.5, a, b).dtype == dtype
+
+
+@pytest.mark.parametrize("mix", [0.2, 0.5, 0.8])
+def test_slerp_between_texts_of_one_direction_is_a_straight_line(mix: float) -> None:
+    a = noise(0, 2, 7, 5)
+    near = a + 1e-9 * noise(1, 2, 7, 5)
+    for b, factor in ((a, 1.0), (2 * a, 1.0 + mix), (near, 1.0), (-a, 1.0 - 2 * mix)):
+        torch.testing.assert_close(slerp(mix, a, b), factor * a, rtol=0, atol=1e-8)
+    assert torch.equal(slerp(mix, torch.zeros_like(a), torch.zeros_like(a)), torch.zeros_like(a))
+
+
+def test_slerp_takes_every_row_alone() -> None:
+    a, b = noise(0, 2, 7, 5), torch.cat([noise(0, 2, 7, 5)[:1], noise(1, 1, 7, 5)])
+    torch.testing.assert_close(slerp(0.3, a, b)[1:], slerp(0.3, a[1:], b[1:]), rtol=0, atol=0)
 
 
 # none
@@ -168,3 +309,38 @@ def test_only_a_pinned_source_is_taken_from_the_trajectory(name: str) -> None:
 def test_an_unknown_correction_is_an_error_that_lists_those_there_are() -> None:
     with pytest.raises(PivotError, match=r"direct.*negative_prompt.*none.*but got 'edict'"):
         correction_named("edict")
+
+
+# auto
+
+
+def test_auto_is_direct_and_none_for_an_inversion_with_a_guidance_of_its_own() -> None:
+    pivot = inverted()
+    assert correction_for(pivot).name == "direct"
+    assert correction_for(dataclasses.replace(pivot, guidance=3.0)).name == "none"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_auto_is_what_the_inversion_carries(guidance: float) -> None:
+    own = correction_named("negative_prompt", interpolation=0.5)
+    pivot = dataclasses.replace(inverted(), correction=own, guidance=guidance)
+    assert correction_for(pivot) is own
+    assert correction_for(pivot, "auto") is own
+
+
+def test_a_correction_by_name_takes_the_options_that_the_inversion_carries_for_it() -> None:
+    own = correction_named("direct", legacy=True, scale=0.4)
+    pivot = dataclasses.replace(inverted(), correction=own)
+    assert correction_for(pivot, "direct") is own
+    assert correction_for(pivot, "none") == correction_named("none")
+    assert correction_for(pivot, "negative_prompt") == correction_named("negative_prompt")
+
+
+def test_optimised_embeddings_are_asked_for_where_they_are_missing() -> None:
+    with pytest.raises(PivotError, match="optimised embeddings, but got one without in null_text"):
+        correction_for(inverted(), "null_text")
+
+
+def test_an_unknown_correction_of_an_inversion_is_refused() -> None:
+    with pytest.raises(PivotError, match="but got 'edict'"):
+        correction_for(inverted(), "edict")

@@ -1,0 +1,201 @@
+"""Fixed-point inversion: exact where DDIM is first order, honest about what it misses, and never worse than DDIM."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from reference import NoiseNet, convolution, denoiser, noise, sd_sigmas
+
+from pivot_edit.core.errors import PivotError
+from pivot_edit.core.inverter import Step, invert
+from pivot_edit.core.schedule import Denoise, ddim_step, level_table, predict_eps
+from pivot_edit.inversion import Ddim, FixedPoint
+
+SIGMAS = level_table(sd_sigmas(), 20)
+SIZE = (4, 4, 5)
+STEP = (SIGMAS[9].item(), SIGMAS[10].item())
+
+
+def back(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor = SIGMAS) -> torch.Tensor:
+    """DDIM from noise to clean."""
+    descending = sigmas.flip(0).tolist()
+    for sigma, sigma_next in zip(descending, descending[1:], strict=False):
+        x = ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next)
+    return x
+
+
+def round_trip(inverter: object, denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor = SIGMAS) -> torch.Tensor:
+    """How far every picture comes back from itself on the mean, [B]."""
+    there = invert(inverter, denoise, x0, sigmas)[-1]  # type: ignore[arg-type]
+    return (back(denoise, there, sigmas) - x0).abs().flatten(1).mean(1)
+
+
+def miss(denoise: Denoise, step: Step, x: torch.Tensor) -> torch.Tensor:
+    """How far a step's latents are from what their own prediction would have made of the lower ones, relative, [B]."""
+    image = ddim_step(x, predict_eps(denoise, step.x, STEP[1]), *STEP)
+    return (image - step.x).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)
+
+
+def steep(slope: float) -> NoiseNet:
+    """eps that turns its input over: beyond a slope of about 8, iterating this step no longer contracts."""
+    return lambda x, sigma: torch.tanh(-slope * x)
+
+
+def guided(w: float) -> Denoise:
+    """Classifier-free guidance between two networks."""
+    nets = (convolution(3), convolution(11))
+    return denoiser(lambda x, sigma: torch.lerp(*(net(x, sigma) for net in nets), w))
+
+
+# exactness
+
+
+def test_the_error_falls_geometrically_with_the_iterations_to_rounding() -> None:
+    """Oracle 5."""
+    denoise, x0 = denoiser(convolution(3)), noise(1, 2, *SIZE)
+    errors = [
+        round_trip(FixedPoint(n, tolerance=0.0), denoise, x0).max().item() for n in (0, 1, 2, 3, 4, 5, 6, 8, 12, 20)
+    ]
+    assert all(later < 0.5 * earlier for earlier, later in zip(errors[:7], errors[1:7], strict=False)), errors
+    assert errors[5] < 1e-3 * errors[0] and errors[-1] < 1e-12, errors
+
+
+@pytest.mark.parametrize("end", ["reference", "host"])
+def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
+    sigmas, x0 = level_table(sd_sigmas(), 20, end), noise(1, 2, *SIZE).float()
+    steps: list[Step] = []
+    mine = invert(FixedPoint(0), denoiser(convolution(3)), x0, sigmas, lambda i, step: steps.append(step))
+    assert torch.equal(mine, invert(Ddim(), denoiser(convolution(3)), x0, sigmas))
+    assert all(step.residual is None for step in steps)
+
+
+@pytest.mark.parametrize("w", [2.0, 3.0])
+def test_it_comes_back_at_the_guidance_it_was_made_at_where_ddim_does_not(w: float) -> None:
+    x0, sigmas = noise(1, 2, *SIZE), level_table(sd_sigmas(), 50)
+    exact, ddim = (round_trip(one, guided(w), x0, sigmas).max().item() for one in (FixedPoint(40, 1e-13), Ddim()))
+    assert exact < 1e-9 and ddim > 1e-2
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_it_stops_at_its_tolerance(tolerance: float) -> None:
+    asked: list[int] = []
+
+    def count(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        asked.append(len(x))
+        return convolution(3)(x, sigma)
+
+    step = FixedPoint(50, tolerance).step(denoiser(count), noise(1, 1, *SIZE), *STEP)
+    assert step.residual.item() <= tolerance and len(asked) < 20
+
+
+# what it says
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_the_residual_is_what_the_iterate_before_misses_and_the_result_misses_less(iterations: int) -> None:
+    denoise, x = denoiser(convolution(3)), noise(1, 3, *SIZE)
+    before, now = (FixedPoint(n, 0.0).step(denoise, x, *STEP) for n in (iterations - 1, iterations))
+    torch.testing.assert_close(now.residual, miss(denoise, before, x), rtol=1e-9, atol=0)
+    assert (miss(denoise, now, x) < now.residual).all()
+
+
+def test_a_residual_is_the_steps_error_on_the_way_back() -> None:
+    """Sampling takes a latent that misses by r back to one that is off by r, in the noisier level's scale."""
+    denoise, x = denoiser(convolution(3)), noise(1, 2, *SIZE)
+    step = FixedPoint(3, 0.0).step(denoise, x, *STEP)
+    eps = predict_eps(denoise, step.x, STEP[1])
+    image, returned = ddim_step(x, eps, *STEP), ddim_step(step.x, eps, STEP[1], STEP[0])
+    scale = math.sqrt((1 + STEP[1] ** 2) / (1 + STEP[0] ** 2))
+    torch.testing.assert_close(returned - x, scale * (step.x - image), rtol=0, atol=1e-12)
+
+
+def test_denoised_is_the_networks_last_word() -> None:
+    said: list[torch.Tensor] = []
+
+    def listen(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
+        said.append(denoiser(convolution(3))(exploding, sigma))
+        return said[-1]
+
+    step = FixedPoint(3, 0.0).step(listen, noise(1, 1, *SIZE), *STEP)
+    torch.testing.assert_close(step.denoised, said[-1], rtol=0, atol=1e-12)
+    assert len(said) == 4
+
+
+# where it does not converge
+
+
+@pytest.mark.parametrize("slope", [4.0, 20.0, 1e4])
+@pytest.mark.parametrize("memory", [0, 3])
+def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(slope: float, memory: int) -> None:
+    denoise, x = denoiser(steep(slope)), noise(1, 4, *SIZE)
+    step = FixedPoint(8, 0.0, memory).step(denoise, x, *STEP)
+    ddim = Ddim().step(denoise, x, *STEP)
+    assert torch.isfinite(step.x).all()
+    assert (miss(denoise, step, x) <= miss(denoise, ddim, x) + 1e-12).all()
+    assert (step.residual <= miss(denoise, ddim, x) + 1e-12).all()
+
+
+def test_a_picture_that_diverges_keeps_its_best_iterate_and_leaves_the_others_alone() -> None:
+    def net(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        wild = x.abs().amax((1, 2, 3), keepdim=True) > 50.0
+        return torch.where(wild, -30.0 * x, convolution(3)(x, sigma))
+
+    calm, wild = noise(1, 1, *SIZE), 1e3 * noise(2, 1, *SIZE)
+    together = FixedPoint(30, 1e-13).step(denoiser(net), torch.cat([calm, wild]), *STEP)
+    alone = FixedPoint(30, 1e-13).step(denoiser(net), calm, *STEP)
+    torch.testing.assert_close(together.x[:1], alone.x, rtol=0, atol=1e-11)
+    assert together.residual[0] <= 1e-13 < together.residual[1]
+    assert torch.equal(together.x[1:], Ddim().step(denoiser(net), wild, *STEP).x)
+
+
+def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
+    asked: list[float] = []
+
+    def net(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        asked.append(sigma)
+        return convolution(3)(x, sigma) if len(asked) == 1 else torch.full_like(x, math.nan)
+
+    x = noise(1, 2, *SIZE)
+    step = FixedPoint(5).step(denoiser(net), x, *STEP)
+    assert torch.equal(step.x, Ddim().step(denoiser(convolution(3)), x, *STEP).x)
+
+
+# acceleration
+
+
+def iterations_to(tolerance: float, memory: int, denoise: Denoise, dtype: torch.dtype = torch.float64) -> int:
+    """Evaluations after the first until a step changes no more."""
+    asked: list[float] = []
+
+    def count(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
+        asked.append(sigma)
+        return denoise(exploding, sigma)
+
+    step = FixedPoint(200, tolerance, memory).step(count, noise(1, 1, *SIZE).to(dtype), *STEP)
+    assert step.residual.item() <= tolerance
+    return len(asked) - 1
+
+
+@pytest.mark.parametrize("memory", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_memory_a_stiff_example_needs_fewer_iterations(memory: int, dtype: torch.dtype) -> None:
+    slopes = torch.linspace(-2.0, -4.2, math.prod(SIZE), dtype=torch.float64).view(SIZE)
+    stiff = denoiser(lambda x, sigma: slopes.to(x) * x + 0.3 * convolution(3)(x, sigma))
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-10
+    assert iterations_to(tolerance, memory, stiff, dtype) < 0.7 * iterations_to(tolerance, 0, stiff, dtype)
+
+
+def test_with_memory_it_is_as_exact() -> None:
+    denoise, x0 = denoiser(convolution(3)), noise(1, 2, *SIZE)
+    assert round_trip(FixedPoint(30, 1e-14, memory=3), denoise, x0).max() < 1e-11
+
+
+# errors
+
+
+@pytest.mark.parametrize("options", [{"iterations": -1}, {"tolerance": -1.0}, {"memory": -1}])
+def test_negative_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(PivotError, match="iterations, tolerance and memory of 0 or more, but got .* in fixed-point"):
+        FixedPoint(**options)  # type: ignore[arg-type]

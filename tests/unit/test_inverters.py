@@ -1,0 +1,47 @@
+"""What every inversion method is held to: the order in which it converges, and its options by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from reference import gaussian, noise, sd_sigmas
+
+from pivot_edit.core.errors import PivotError
+from pivot_edit.core.inverter import Inverter, invert
+from pivot_edit.core.schedule import ddim_step, level_table, predict_eps
+from pivot_edit.inversion import INVERTERS, Ddim, FixedPoint, inverter_named
+
+MEAN, STD = noise(5, 4, 4, 4), 0.1 + 0.3 * noise(6, 4, 4, 4).abs()
+ORDERS = {"ddim": 1, "fixed_point": math.inf}
+"""By which power of the step count the way there and back gets closer; infinite: exact at any."""
+EXACT: dict[str, dict[str, Any]] = {"fixed_point": {"iterations": 60, "tolerance": 1e-13}}
+
+
+def round_trip_error(inverter: Inverter, steps: int) -> float:
+    """Mean distance to a picture after the way to noise and back, where the data is normal."""
+    denoise, x0, sigmas = gaussian(MEAN, STD), MEAN + STD * noise(7, 1, 4, 4, 4), level_table(sd_sigmas(), steps)
+    x, levels = invert(inverter, denoise, x0, sigmas)[-1], sigmas.flip(0).tolist()
+    for sigma, sigma_next in zip(levels, levels[1:], strict=False):
+        x = ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next)
+    return (x - x0).abs().mean().item()
+
+
+@pytest.mark.parametrize("name", INVERTERS)
+@pytest.mark.parametrize("steps", [100, 125, 250])
+def test_the_round_trip_has_the_order_that_the_method_states(name: str, steps: int) -> None:
+    """A new method says in ORDERS how fast it converges."""
+    inverter = inverter_named(name, **EXACT.get(name, {}))
+    coarse, fine = (round_trip_error(inverter, n) for n in (steps, 2 * steps))
+    if ORDERS[name] == math.inf:
+        assert max(coarse, fine) < 1e-11
+    else:
+        assert 0.9 <= fine / coarse * 2 ** ORDERS[name] <= 1.2
+
+
+def test_a_method_by_name_takes_those_options_that_it_has() -> None:
+    assert inverter_named("fixed_point", iterations=7, evaluation="naive") == FixedPoint(7)
+    assert inverter_named("ddim", iterations=7, evaluation="naive") == Ddim("naive")
+    with pytest.raises(PivotError, match=r"method to be one of \('ddim', 'fixed_point'\), but got 'edict'"):
+        inverter_named("edict")
