@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ..core.inverter import Inverter
+from ..core.quality import latent_psnr
 from ..core.trajectory import Trajectory
 from ..inversion import correction_for, correction_named
 from .editing import replay
 from .prompts import Conditioning
-from .sampling import ReplaySampler, clean_rows, latent_psnr, run_inversion
+from .sampling import ReplaySampler, clean_rows, run_inversion
 
 
 def invert_latent(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -161,7 +161,8 @@ def run_inversion(
     """Inversion of a LATENT under its source conditioning, and every step's residual where the method has one."""
     where = "DDIM Inversion"
     check_unet(model, where)
-    _check_plain(model, negative, cfg, where)
+    check_uncontrolled(model, where)
+    _check_guided(negative, cfg, where)
     samples = check_latent(latent, model, where)
     sigmas = check_levels(level_table(trained_sigmas(model), steps, end), where)
     sampler = InversionSampler(sigmas, inverter)
@@ -183,7 +184,8 @@ def run_inversion(
     return made, sampler.residuals
 
 
-def _check_plain(model: Any, negative: Conditioning | None, cfg: float, where: str) -> None:
+def check_uncontrolled(model: Any, where: str) -> None:
+    """Raise PivotError for a model behind control nodes that need a source beside them."""
     if any(controller.needs_source for controller in controllers_of(model.model_options)):
         raise PivotError(
             "a model without attention control",
@@ -191,6 +193,9 @@ def _check_plain(model: Any, negative: Conditioning | None, cfg: float, where: s
             "Connect the model from before the control nodes; they are for the Edit Sampler.",
             where,
         )
+
+
+def _check_guided(negative: Conditioning | None, cfg: float, where: str) -> None:
     if cfg != 1.0 and negative is None:
         raise PivotError(
             "a negative prompt, for an inversion at a cfg of its own",
@@ -210,8 +215,13 @@ class Edit:
     rows_per_step: float
 
 
-def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edit:
-    """Replay an inversion under an EditGuider."""
+def run_edit(
+    guider: Any,
+    trajectory: Trajectory,
+    correction: Correction,
+    watch: Callable[[torch.Tensor], object] = lambda x: None,
+) -> Edit:
+    """Replay an inversion under an EditGuider. watch(x) sees the rows after every step, variance-preserving."""
     model = guider.model_patcher
     latent = clean_rows(model, trajectory, guider.targets)
     rows = guider.sample(
@@ -219,7 +229,7 @@ def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edi
         latent,
         ReplaySampler(trajectory, correction),
         trajectory.descending,
-        callback=_targets_first(preview(model, trajectory.steps), trajectory.batch),
+        callback=_targets_first(preview(model, trajectory.steps), trajectory.batch, watch),
         seed=0,
     )
     rows = rows.to(comfy.model_management.intermediate_device())
@@ -228,18 +238,16 @@ def run_edit(guider: Any, trajectory: Trajectory, correction: Correction) -> Edi
     return Edit(rows[batch:], rows[:batch], rows_per_step)
 
 
-def _targets_first(callback: Any, batch: int) -> Any:
-    """A callback whose preview shows the last target instead of the source."""
-    return lambda i, denoised, x, steps: callback(i, denoised.roll(batch, 0), x.roll(batch, 0), steps)
+def _targets_first(callback: Any, batch: int, watch: Callable[[torch.Tensor], object]) -> Any:
+    """A callback whose preview shows the last target instead of the source; `watch` sees the rows in their order."""
+
+    def after_step(i: int, denoised: torch.Tensor, x: torch.Tensor, steps: int) -> None:
+        watch(x)
+        callback(i, denoised.roll(batch, 0), x.roll(batch, 0), steps)
+
+    return after_step
 
 
 def clean_rows(model: Any, trajectory: Trajectory, targets: int = 1) -> torch.Tensor:
     """The inverted picture on the host's latent scale, once for the source and once for each target's rows."""
     return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * (1 + targets)))
-
-
-def latent_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """PSNR in dB of latent `a` against reference `b`, the peak being b's own range; infinite if equal."""
-    mse = (a.double() - b.double()).square().mean().item()
-    peak = (b.max() - b.min()).double().item()
-    return math.inf if mse == 0.0 else 10.0 * math.log10(max(peak, 1e-12) ** 2 / mse)
