@@ -16,6 +16,7 @@ from .inversion import (
 from .loaders import PivotToyModel
 from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
 from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
+from .report import PivotInversionReport
 from .sampling import PivotEditGuider, PivotEditSampler
 from .storage import PivotLoadInversion, PivotSaveInversion
 
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     PivotInversionParts,
     PivotSaveInversion,
     PivotLoadInversion,
+    PivotInversionReport,
     PivotPromptToPrompt,
     PivotLocalBlend,
     PivotMasaCtrl,

@@ -36,17 +36,15 @@ def edit_inputs() -> list[io.Input]:
             tooltip="What unconditional rows read, usually the empty prompt. negative_prompt reads the source instead, "
             "null_text its own embeddings.",
         ),
-        io.Float.Input(
-            "cfg",
-            default=5.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            tooltip="Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none. "
-            "Typical 4 to 9 (papers 7.5).",
-        ),
+        cfg_input("Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none."),
         correction_input(),
     ]
+
+
+def cfg_input(tooltip: str) -> io.Input:
+    return io.Float.Input(
+        "cfg", default=5.0, min=0.0, max=30.0, step=0.1, tooltip=f"{tooltip} Typical 4 to 9 (papers 7.5)."
+    )
 
 
 def correction_input() -> io.Input:
