@@ -15,6 +15,7 @@ from .prompts import Conditioning
 
 Conds = dict[str, list[dict[str, Any]]]
 WHERE = "Edit Guider"
+_BOTH = f"{WHERE}, the source and the negative prompt as its unconditional rows"
 
 
 class Unconds:
@@ -31,7 +32,7 @@ class Unconds:
             for one in (first, rest):
                 if _name(one) not in self.made:
                     base = texts[one.base]
-                    self.made[_name(one)] = between(base, negative, one.mix, WHERE) if one.mix else base
+                    self.made[_name(one)] = between(base, negative, one.mix, _BOTH) if one.mix else base
             if first != rest:
                 self._stack(first, rest)
 
@@ -65,7 +66,7 @@ class Unconds:
         below = [(text.repeat(self.targets, 1, 1), options) for text, options in self.made[_name(rest)]]
         below = [(text, _pooled(options, self.targets)) for text, options in below]
         if _both(first, rest) not in self.made:
-            self.made[_both(first, rest)] = stack_rows(self.made[_name(first)], below, batch, WHERE)
+            self.made[_both(first, rest)] = stack_rows(self.made[_name(first)], below, batch, _BOTH)
 
 
 def _pooled(options: dict[str, Any], times: int) -> dict[str, Any]:
