@@ -491,7 +491,7 @@ def test_fixed_point_comes_back_at_its_own_cfg_and_says_how_exactly(texts) -> No
     assert "residual" in report and "largest" in report and pivot.guidance == 2.0
     assert "residual" not in inversion(FixedPoint(0))[2]
     back = run(model, pivot, texts, correction="auto", cfg=2.0)[1]
-    close(back, on_host(model, pivot.latents[0]))
+    close(back, on_host(model, pivot.latents[0]), 1e-2)
 
 
 def test_a_zero_snr_model_inverts_below_its_last_level_and_is_refused_at_it() -> None:
