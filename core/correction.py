@@ -53,6 +53,10 @@ class Correction(abc.ABC):
         """The source rows after the step that ends at level `index`; x is what DDIM made of them."""
         return x
 
+    def remark(self, trajectory: Trajectory, cfg: float) -> str:
+        """What people should know of a replay at this cfg; empty when all is well."""
+        return ""
+
     def check(self, trajectory: Trajectory) -> None:
         """Raise PivotError where the trajectory lacks what the method needs."""
         return None

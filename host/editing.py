@@ -47,7 +47,8 @@ def edit(
     result = run_edit(guider, trajectory, guider.correction)
     rule = f", {guidance.title}" if guidance else ""
     made = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
-    report = f"{made}, {result.rows_per_step:.2f} UNet rows a step"
+    remark = guider.correction.remark(trajectory, cfg)
+    report = f"{made}, {result.rows_per_step:.2f} UNet rows a step{f'; {remark}' if remark else ''}"
     mask = blend_mask(model, result.edited)
     return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask
 

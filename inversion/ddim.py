@@ -11,6 +11,7 @@ from ..core.correction import Correction
 from ..core.errors import PivotError
 from ..core.inverter import Inverter, Step
 from ..core.schedule import Denoise, ddim_step, predict_eps
+from ..core.trajectory import Trajectory
 
 EVALUATIONS = ("reference", "naive")
 
@@ -44,3 +45,7 @@ class Uncorrected(Correction):
 
     name: ClassVar[str] = "none"
     label: ClassVar[str] = "plain DDIM, drifts at another cfg than the inversion's"
+
+    def remark(self, trajectory: Trajectory, cfg: float) -> str:
+        known = trajectory.guidance
+        return "" if cfg == known else f"the inversion was made at cfg {known:g}: use it here, or correction direct"

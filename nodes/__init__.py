@@ -15,6 +15,7 @@ from .inversion import (
 )
 from .loaders import PivotToyModel
 from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
+from .null_text import PivotNullTextOptimize
 from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
 from .report import PivotInversionReport
 from .sampling import PivotEditGuider, PivotEditSampler
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     PivotAddTarget,
     PivotRowsForKSampler,
     PivotDDIMInversion,
+    PivotNullTextOptimize,
     PivotNegativePromptInversion,
     PivotDirectInversion,
     PivotInversionParts,

@@ -1,0 +1,206 @@
+"""Null-text optimisation on the host's UNet: loading, hooks, previews and interrupts stay the host's."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import torch
+
+from ..core.errors import PivotError
+from ..core.schedule import Denoise, predict_eps, to_exploding
+from ..core.trajectory import Trajectory
+from ..inversion.null_text import PRESETS, NullText, Optimized, Settings, optimize
+from .conditioning import rows_in, text_of, with_text
+from .gradients import SavedBytes, differentiable, with_plain_attention
+from .guider import check_same_model, check_same_source
+from .models import check_unet
+from .plots import line_plot
+from .prompts import Conditioning
+from .sampling import check_uncontrolled, preview
+
+WHERE = "Null-Text Optimize"
+CHECKPOINTING = ("auto", "on", "off")
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class HostNetwork:
+    """The guider's UNet as the method sees it; counts nothing, keeps nothing."""
+
+    guider: Any
+    options: dict[str, Any]
+    base: str
+
+    def cond(self, x: torch.Tensor, sigma: float, pictures: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return predict_eps(self._denoise(self.guider.conds["positive"]), x, sigma)
+
+    def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        return predict_eps(self._denoise(with_text(self.guider.conds[self.base], embedding)), x, sigma)
+
+    def _denoise(self, conds: list[dict[str, Any]]) -> Denoise:
+        def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            at = exploding.new_full((len(exploding),), sigma)
+            made = comfy.samplers.calc_cond_batch(self.guider.inner_model, [conds], exploding, at, self.options)
+            return made[0]
+
+        return denoise
+
+
+class NullTextSampler(comfy.samplers.Sampler):
+    """Optimises a trajectory's embeddings into `optimized`; what it samples is the picture as it then comes back."""
+
+    def __init__(self, trajectory: Trajectory, settings: Settings, checkpointing: str, progress: Progress) -> None:
+        self.trajectory, self.settings = trajectory, settings
+        self.checkpointing, self.progress = checkpointing, progress
+        self.optimized: Optimized | None = None
+        self.memory = ""
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        base = "positive" if self.settings.base == "source" else "negative"
+        unet, last = model_wrap.inner_model.diffusion_model, latent_image
+        with torch.inference_mode(False):
+            options = with_plain_attention(extra_args["model_options"])
+            network = HostNetwork(_ordinary(model_wrap), options, base)
+            start = text_of(network.guider.conds[base]).float().clone()
+            start = start.to(latent_image.device).expand(self.trajectory.batch, -1, -1).clone()
+            pivot = dataclasses.replace(self.trajectory, latents=self.trajectory.latents.clone())
+            checkpointing = self._plan(network, unet, start)
+
+            def on_step(i: int, x: torch.Tensor, error: torch.Tensor) -> None:
+                nonlocal last
+                last = x
+                self.progress(f"step {i + 1} of {pivot.steps}, loss {float(error.mean()):.2e}")
+                if callback is not None:
+                    callback(i, x, x, pivot.steps)
+
+            with differentiable(unet, latent_image.device, checkpointing):
+                self.optimized = optimize(network, pivot, start, model_wrap.cfg, self.settings, on_step)
+        return last
+
+    def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
+        """Whether to checkpoint; what gradients will need is told before it is spent."""
+        device = start.device
+        kept = {on: _estimate(network, unet, self.trajectory, start[:1], on) for on in (False, True)}
+        free = comfy.model_management.get_free_memory(device)
+        rows = self.trajectory.batch
+        wanted = self.checkpointing == "on" or (self.checkpointing == "auto" and kept[False] * rows > 0.7 * free)
+        self.memory = (
+            f"gradients need about {_size(kept[wanted] * rows)} of {_size(free)} free, "
+            f"checkpointing {'on' if wanted else 'off'} ({_size(kept[not wanted] * rows)} with it "
+            f"{'off' if wanted else 'on'})"
+        )
+        logging.info("%s: %s", WHERE, self.memory)
+        self.progress(self.memory)
+        return wanted
+
+
+def _estimate(
+    network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor, checkpointing: bool
+) -> int:
+    """Bytes that one picture's way back keeps: counted on a small part of the latent, which all of it grows with."""
+    height, width = trajectory.latents.shape[-2:]
+    small = (min(height, max(8, height // 4)), min(width, max(8, width // 4)))
+    x = trajectory.latents[-1, :1, :, : small[0], : small[1]].to(start)
+    with differentiable(unet, start.device, checkpointing), SavedBytes(unet) as saved:
+        network.null(x, float(trajectory.sigmas[-1]), start.clone().requires_grad_(True), torch.zeros(1))
+    return int(saved.total * height * width / (small[0] * small[1]))
+
+
+def _ordinary(guider: Any) -> Any:
+    """The guider with its processed conds as ordinary tensors: inference mode made them."""
+    for name, conds in guider.conds.items():
+        guider.conds[name] = [_ordinary_cond(cond) for cond in conds]
+    return guider
+
+
+def _ordinary_cond(cond: dict[str, Any]) -> dict[str, Any]:
+    models = {}
+    for name, value in cond["model_conds"].items():
+        held = getattr(value, "cond", None)
+        models[name] = value._copy_with(held.clone()) if isinstance(held, torch.Tensor) else value
+    return {**cond, "model_conds": models}
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.2f} GB" if number >= 2**28 else f"{number / 2**20:.0f} MB"
+
+
+def null_text(
+    model: Any,
+    trajectory: Trajectory,
+    source: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    preset: str,
+    checkpointing: str,
+    progress: Progress = lambda text: None,
+) -> tuple[Trajectory, torch.Tensor, list[float], str]:
+    """The inversion with its embeddings, the loss curve as a picture, the error of every step, and a report."""
+    _check(model, trajectory, source, negative, preset, checkpointing)
+    settings = PRESETS[preset]
+    sampler = NullTextSampler(trajectory, settings, checkpointing, progress)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(source, negative)
+    guider.set_cfg(cfg)
+    latent = model.model.process_latent_out(trajectory.latents[0])
+    shown = preview(model, trajectory.steps)
+    guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.descending, callback=shown, seed=0)
+    found = sampler.optimized
+    if found is None:
+        raise PivotError("an optimisation that ran", "none", "Remove patches that replace the sampling.", WHERE)
+    correction = NullText(settings.single_branch, settings.base, cfg)
+    made = dataclasses.replace(trajectory, nulls=found.nulls, correction=correction)
+    return made, _curve(found), found.error.mean(1).tolist(), f"{_report(found, cfg, preset)}; {sampler.memory}"
+
+
+def _report(found: Optimized, cfg: float, preset: str) -> str:
+    forward, backward = (float(rows.float().mean()) for rows in (found.forward_rows, found.backward_rows))
+    return (
+        f"{preset}, cfg {cfg:g}: mean squared distance to the trajectory {float(found.error.mean()):.2e}, "
+        f"{forward:.0f} forward and {backward:.0f} backward UNet rows a picture"
+    )
+
+
+def _curve(found: Optimized) -> torch.Tensor:
+    lines = {"first embedding": found.before.mean(1).tolist(), "chosen embedding": found.error.mean(1).tolist()}
+    return line_plot(lines, "Null-text optimisation", "step, from noise", "squared distance to the trajectory", log=True)
+
+
+def _check(
+    model: Any, trajectory: Trajectory, source: Conditioning, negative: Conditioning, preset: str, checkpointing: str
+) -> None:
+    check_unet(model, WHERE)
+    check_uncontrolled(model, WHERE)
+    check_same_model(model, trajectory)
+    check_same_source(source, trajectory)
+    for name, value, known in (
+        ("preset", preset, tuple(PRESETS)),
+        ("checkpointing", checkpointing, CHECKPOINTING),
+    ):
+        if value not in known:
+            raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.", WHERE)
+    for name, conditioning in (("source", source), ("negative", negative)):
+        if len(conditioning) != 1 or rows_in(conditioning) != 1:
+            raise PivotError(
+                f"one {name} prompt",
+                f"{len(conditioning)} entries of {rows_in(conditioning)} rows",
+                "Connect a prompt as it is encoded, without combining or areas.",
+                WHERE,
+            )
