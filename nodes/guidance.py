@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..guidance import Proximal
 from ..guidance.proximal import OPERATORS, POPULATIONS
 from ..host.editing import edit_guider
 from ..host.guidance import CUSTOM, PLAIN, PRESETS, guidance
@@ -26,19 +27,19 @@ def guidance_inputs() -> list[io.Input]:
         io.Combo.Input(
             "operator",
             options=[PLAIN, *OPERATORS],
-            default="soft",
+            default=Proximal.operator,
             tooltip="What becomes of differences between the prompts' predictions. cfg: all guide; soft: shrunk by "
             "the threshold (the reference's l0); hard: only those above it; legacy_l1: the reference's l1, which turns "
             "some signs.",
         ),
         _fraction(
             "quantile",
-            0.4,
+            Proximal.quantile,
             "The part of the differences that does not guide. Higher keeps more and edits less; 0.4 to 0.8.",
         ),
         io.Float.Input(
             "threshold",
-            default=0.0,
+            default=Proximal.threshold,
             min=0.0,
             max=10.0,
             step=0.01,
@@ -47,30 +48,36 @@ def guidance_inputs() -> list[io.Input]:
         io.Combo.Input(
             "population",
             options=list(POPULATIONS),
-            default="target",
+            default=Proximal.population,
             tooltip="What the quantile is taken over. target: each target's own differences; legacy: source and target "
             "together as in the reference, whose 0.7 is then the target's 0.4.",
         ),
-        _fraction("start", 0.0, "First thresholded step, as a fraction of all; before it guidance is plain."),
-        _fraction("end", 1.0, "Last thresholded step, as a fraction of all; after it guidance is plain."),
+        _fraction(
+            "start", Proximal.window[0], "First thresholded step, as a fraction of all; before it guidance is plain."
+        ),
+        _fraction(
+            "end", Proximal.window[1], "Last thresholded step, as a fraction of all; after it guidance is plain."
+        ),
         _fraction(
             "inversion_rate",
             1.0,
             "Inversion guidance: how far latents move to the trajectory after a step where nothing is edited. 1 keeps "
-            "these places exactly, 0 is off; papers 0.1 to 1.",
+            "these places exactly; 0 is off, and right where something is to move away. Papers 0.1 to 1.",
         ),
         _fraction(
             "reconstruction_rate",
-            0.0,
+            Proximal.reconstruction_rate,
             "Reconstruction guidance: the same for the predicted picture, towards the source picture. 0 is off.",
         ),
         _fraction(
-            "guide_start", 0.6, "First step with either, as a fraction of all. Lower keeps more; papers 0.4 to 0.6."
+            "guide_start",
+            Proximal.guide_window[0],
+            "First step with either, as a fraction of all. Lower keeps more; papers 0.4 to 0.6.",
         ),
-        _fraction("guide_end", 1.0, "Last step with either, as a fraction of all."),
+        _fraction("guide_end", Proximal.guide_window[1], "Last step with either, as a fraction of all."),
         io.Int.Input(
             "dilation",
-            default=1,
+            default=Proximal.dilation,
             min=0,
             max=32,
             tooltip="By how many latent pixels (8 picture pixels) edited places grow before that. Higher keeps less.",

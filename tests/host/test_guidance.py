@@ -368,6 +368,20 @@ def test_with_rows_left_out_each_still_reads_its_own(model, trajectory, texts, n
         assert torch.equal(rows, torch.cat([mixed(texts, mix)[0][0] for mix in expected]))
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(model, texts, single, monkeypatch) -> None:
+    pivot = inverted(model, texts, batch=2)
+    nulls = torch.randn(STEPS, 2, *texts["negative"][0][0].shape[1:], generator=torch.Generator().manual_seed(3))
+    pivot = with_correction(dataclasses.replace(pivot, nulls=nulls), "null_text", single_branch=single)
+    calls = reading(model, monkeypatch)
+    run(model, pivot, texts, correction="auto")
+    read = unconditional(calls, 4)
+    assert len(read) == STEPS
+    for step, (text, _) in enumerate(read):
+        targets = texts["negative"][0][0].expand_as(nulls[step]) if single else nulls[step]
+        assert torch.equal(text, torch.cat([nulls[step], targets]))
+
+
 @ALSO_POOLED
 def test_the_ends_of_interpolation_are_the_two_methods(model, trajectory, texts) -> None:
     """Oracle 34."""
