@@ -27,6 +27,7 @@ from pivot_edit.host.layers import layers_of
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.sampling import run_edit
 from pivot_edit.inversion import Ddim, FixedPoint
+from pivot_edit.inversion.ddim import Uncorrected
 from test_controls import close, differ
 from test_editing import Passthrough, pair
 
@@ -130,6 +131,47 @@ def test_the_plain_rule_and_a_quantile_of_zero_are_no_rule_bit_for_bit(model, tr
 def test_outside_its_window_a_rule_is_none_bit_for_bit(model, trajectory, texts) -> None:
     rule = Proximal("soft", 0.9, window=(0.0, 0.0), **ALWAYS)
     assert torch.equal(run(model, trajectory, texts, rule)[0], run(model, trajectory, texts)[0])
+
+
+# against the host's own guidance
+
+
+def by_the_host(model: Any, trajectory: Trajectory, positive: Any, negative: Any, rows: int) -> torch.Tensor:
+    """The trajectory's noise back to pictures under a stock guider, which knows nothing of sources and targets."""
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(CFG)
+    latent = sampling.clean_rows(model, trajectory, rows - 1)
+    sampler = sampling.ReplaySampler(trajectory, Uncorrected())
+    return guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.descending, seed=0)
+
+
+@ALSO_V
+def test_without_a_rule_the_edit_guider_is_the_hosts_own_guidance_bit_for_bit(model, trajectory, texts) -> None:
+    both = join_rows(texts["source"], texts["target"], "test")
+    edited, back = run(model, trajectory, texts)
+    assert torch.equal(torch.cat([back, edited]), by_the_host(model, trajectory, both, texts["negative"], 2))
+
+
+@ALSO_V
+@pytest.mark.parametrize("operator", ["soft", "hard"])
+def test_a_rule_is_the_same_rule_written_for_the_hosts_own_guider(model, trajectory, texts, operator) -> None:
+    """A fixed threshold in units of eps, for the target alone."""
+    threshold = 0.3
+
+    def thresholded(args: dict[str, Any]) -> torch.Tensor:
+        sigma, delta = args["sigma"][:, None, None, None], args["cond"] - args["uncond"]
+        over = (delta.abs() / sigma - threshold).clamp_min(0.0) * sigma
+        kept = over * delta.sign() if operator == "soft" else delta * (over > 0)
+        return args["uncond"] + args["cond_scale"] * kept
+
+    patched = model.clone()
+    patched.set_model_sampler_cfg_function(thresholded)
+    edited = run(model, trajectory, texts, Proximal(operator, threshold=threshold))[0]
+    close(edited, by_the_host(patched, trajectory, texts["target"], texts["negative"], 1), 5e-3)
+    assert differ(edited, run(model, trajectory, texts)[0])
 
 
 # rules that let nothing through
