@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 
 from ..core.errors import PivotError
-from ..core.schedule import Denoise, predict_eps, to_exploding
+from ..core.schedule import Denoise, predict_eps
 from ..core.trajectory import Trajectory
 from ..inversion.null_text import PRESETS, NullText, Optimized, Settings, optimize
 from .conditioning import rows_in, text_of, with_text
@@ -41,7 +41,8 @@ class HostNetwork:
             return predict_eps(self._denoise(self.guider.conds["positive"]), x, sigma)
 
     def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        return predict_eps(self._denoise(with_text(self.guider.conds[self.base], embedding)), x, sigma)
+        conds = [_of(cond, pictures) for cond in self.guider.conds[self.base]]
+        return predict_eps(self._denoise(with_text(conds, embedding)), x, sigma)
 
     def _denoise(self, conds: list[dict[str, Any]]) -> Denoise:
         def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -97,7 +98,7 @@ class NullTextSampler(comfy.samplers.Sampler):
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
         """Whether to checkpoint; what gradients will need is told before it is spent."""
         device = start.device
-        kept = {on: _estimate(network, unet, self.trajectory, start[:1], on) for on in (False, True)}
+        kept = {on: estimate(network, unet, self.trajectory, start[:1], on) for on in (False, True)}
         free = comfy.model_management.get_free_memory(device)
         rows = self.trajectory.batch
         wanted = self.checkpointing == "on" or (self.checkpointing == "auto" and kept[False] * rows > 0.7 * free)
@@ -111,30 +112,42 @@ class NullTextSampler(comfy.samplers.Sampler):
         return wanted
 
 
-def _estimate(
+def estimate(
     network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor, checkpointing: bool
 ) -> int:
-    """Bytes that one picture's way back keeps: counted on a small part of the latent, which all of it grows with."""
+    """Bytes that one picture's way back keeps: counted on two small parts of the latent, and from there on in
+    proportion to its area, for what the text alone makes does not grow."""
     height, width = trajectory.latents.shape[-2:]
-    small = (min(height, max(8, height // 4)), min(width, max(8, width // 4)))
-    x = trajectory.latents[-1, :1, :, : small[0], : small[1]].to(start)
-    with differentiable(unet, start.device, checkpointing), SavedBytes(unet) as saved:
-        network.null(x, float(trajectory.sigmas[-1]), start.clone().requires_grad_(True), torch.zeros(1))
-    return int(saved.total * height * width / (small[0] * small[1]))
+    found: dict[int, int] = {}
+    for part in (4, 2):
+        small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
+        x = trajectory.latents[-1, :1, :, : small[0], : small[1]].to(start)
+        with differentiable(unet, start.device, checkpointing), SavedBytes(unet) as saved:
+            network.null(x, float(trajectory.sigmas[-1]), start.clone().requires_grad_(True), torch.tensor([0]))
+        found[small[0] * small[1]] = saved.total
+    (area, most), (less, fewer) = max(found.items()), min(found.items())
+    growth = (most - fewer) / (area - less) if area > less else most / area
+    return int(most + growth * (height * width - area))
+
+
+def _of(cond: dict[str, Any], pictures: torch.Tensor) -> dict[str, Any]:
+    """The cond of some of the pictures, where it holds a row for each."""
+    return _each_tensor(cond, lambda held: held[pictures] if len(held) > 1 else held)
 
 
 def _ordinary(guider: Any) -> Any:
     """The guider with its processed conds as ordinary tensors: inference mode made them."""
     for name, conds in guider.conds.items():
-        guider.conds[name] = [_ordinary_cond(cond) for cond in conds]
+        guider.conds[name] = [_each_tensor(cond, torch.clone) for cond in conds]
     return guider
 
 
-def _ordinary_cond(cond: dict[str, Any]) -> dict[str, Any]:
+def _each_tensor(cond: dict[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """A processed cond with every tensor that the model reads changed."""
     models = {}
     for name, value in cond["model_conds"].items():
         held = getattr(value, "cond", None)
-        models[name] = value._copy_with(held.clone()) if isinstance(held, torch.Tensor) else value
+        models[name] = value._copy_with(change(held)) if isinstance(held, torch.Tensor) else value
     return {**cond, "model_conds": models}
 
 
@@ -180,7 +193,9 @@ def _report(found: Optimized, cfg: float, preset: str) -> str:
 
 def _curve(found: Optimized) -> torch.Tensor:
     lines = {"first embedding": found.before.mean(1).tolist(), "chosen embedding": found.error.mean(1).tolist()}
-    return line_plot(lines, "Null-text optimisation", "step, from noise", "squared distance to the trajectory", log=True)
+    return line_plot(
+        lines, "Null-text optimisation", "step, from noise", "squared distance to the trajectory", log=True
+    )
 
 
 def _check(
@@ -197,7 +212,7 @@ def _check(
         if value not in known:
             raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.", WHERE)
     for name, conditioning in (("source", source), ("negative", negative)):
-        if len(conditioning) != 1 or rows_in(conditioning) != 1:
+        if len(conditioning) != 1 or rows_in(conditioning) not in (1, trajectory.batch):
             raise PivotError(
                 f"one {name} prompt",
                 f"{len(conditioning)} entries of {rows_in(conditioning)} rows",

@@ -1,7 +1,8 @@
 """Null-Text Inversion (Mokady et al. 2022, arXiv 2211.09794, sec. 3.3): an optimised empty prompt for every step.
 
 At every step, from noise, the unconditional embedding is moved until guidance leads from the latent that was reached to
-the next latent of the trajectory. `reference` does it as the paper does; `fast` comes nearer with an eighth of its network rows.
+the next latent of the trajectory. `reference` does it as the paper does; `fast` comes nearer with far fewer network
+rows.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class NullText(Correction):
             )
 
     def remark(self, trajectory: Trajectory, cfg: float) -> str:
-        return "" if cfg == self.cfg else f"the embeddings were optimised at cfg {self.cfg:g}: use it here for the source"
+        return (
+            "" if cfg == self.cfg else f"the embeddings were optimised at cfg {self.cfg:g}: use it here for the source"
+        )
 
 
 # -- the problem -------------------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ class Settings:
 
     @property
     def single_branch(self) -> bool:
-        """Near the source prompt an embedding pushes edits away from what the source shows: only the source reads it."""
+        """Near the source prompt an embedding pushes edits away from what the source shows: only sources read it."""
         return self.solver == "secant"
 
     @property
@@ -177,7 +180,8 @@ class Problem:
         scale = 2.0 ** miss.abs().amax().clamp_min(1e-30).log2().round()
         (back,) = torch.autograd.grad(eps, embedding, miss / scale)
         self.backward_rows[pictures] += 1
-        return back.float() * scale * slope * 2.0 / miss[0].numel()
+        gradient: torch.Tensor = back.to(self.x.dtype) * scale * slope * 2.0 / miss[0].numel()
+        return gradient
 
 
 def _loss(miss: torch.Tensor) -> torch.Tensor:
@@ -196,7 +200,7 @@ class Solver(Protocol):
 
 
 class Adam:
-    """The reference: each step from the embedding of the step before, a fresh Adam, the loss tested after the update."""
+    """The reference: from the embedding of the step before, a fresh Adam at each step, its loss tested too late."""
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
         self.settings, self.embedding = settings, start
@@ -205,9 +209,10 @@ class Adam:
         rate = self.settings.rate * max(1.0 - step / 100.0, 0.01)
         tolerance = self.settings.epsilon + step * self.settings.growth
         null = self.embedding.clone()
-        best, lowest = null.clone(), torch.full((len(null),), torch.inf)
+        best, lowest = null.clone(), torch.full((len(null),), torch.inf, dtype=problem.x.dtype)
         first, second = torch.zeros_like(null), torch.zeros_like(null)
-        active, before = problem.everyone, lowest.clone()
+        active = problem.everyone if problem.cfg != 1.0 else problem.everyone[:0]  # cfg 1 reads no embedding
+        before = lowest.clone()
         for k in range(1, self.settings.inner_steps + 1):
             if not len(active):
                 break
@@ -282,7 +287,8 @@ class Secant:
         factor = (miss * moved).flatten(1).sum(1) / moved.square().flatten(1).sum(1).clamp_min(1e-30)
         promised = _loss(miss - factor[:, None, None, None] * moved)
         tries = [(trial, made, _loss(problem.miss(made, active)), active)]
-        again = promised < 0.6 * torch.minimum(tries[0][2], _loss(miss))
+        reached, now = tries[0][2], _loss(miss)
+        again = promised < torch.where(reached < now, 0.6 * reached, 0.95 * now)
         if again.any():
             rows, length = active[again], factor[again].clamp(-3.0, 10.0) * self.length[active[again]]
             longer = null[again] + length[:, None, None] * direction[again]
@@ -296,7 +302,8 @@ class Secant:
         mean = gradient.square().flatten(1).mean(1).clamp_min(1e-30)[:, None, None]
         self.squares[active] = 0.9 * self.squares[active] + 0.1 * gradient.square() / mean
         downhill = -gradient / mean.sqrt() / (self.squares[active].sqrt() + 0.1)
-        return downhill / downhill.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+        unit: torch.Tensor = downhill / downhill.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+        return unit
 
 
 _Try = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -17,38 +17,38 @@ class PivotNullTextOptimize(io.ComfyNode):
             node_id="PivotNullTextOptimize",
             display_name="Null-Text Optimize",
             category=CATEGORY,
-            description="Finds, for every step, an empty prompt under which the picture comes back at a high cfg. Done once "
-            "for an inversion; edit nodes set to auto use it. Needs gradients: more memory and time than the inversion.",
+            description="Finds, for every step, an empty prompt under which the picture comes back at a high cfg. Done "
+            "once for an inversion; edit nodes set to auto use it. Needs gradients, so more memory and time.",
             search_aliases=["null text inversion", "nti", "optimize uncond", "null-text"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 model_input("The model of the inversion, from before any control nodes."),
                 inversion_input(),
                 io.Conditioning.Input("source", tooltip="The prompt the inversion was made with."),
-                io.Conditioning.Input("negative", tooltip="The empty prompt that is optimised, or another negative one."),
+                io.Conditioning.Input("negative", tooltip="The prompt to be optimised, usually the empty one."),
                 io.Float.Input(
                     "cfg",
                     default=7.5,
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance of the edit to come: the embeddings are exact at this one. Higher is harder; 3 to 9, "
-                    "papers 7.5.",
+                    tooltip="Guidance of the edit to come: the embeddings are exact at this one. Higher is harder; "
+                    "3 to 9, papers 7.5.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="fast",
-                    tooltip="fast: closer to the picture at a fifth of the cost, and targets read the negative prompt, so "
-                    "that edits stay free. reference: the paper's algorithm and settings, targets read the embeddings, "
-                    "too; its keep_best never lets a step get worse.",
+                    tooltip="fast: closer to the picture at a fraction of the cost, and targets read the negative "
+                    "prompt, so that edits stay free. reference: the paper's algorithm and settings, targets read the "
+                    "embeddings, too; its keep_best never lets a step get worse.",
                 ),
                 io.Combo.Input(
                     "checkpointing",
                     options=list(CHECKPOINTING),
                     default="auto",
-                    tooltip="on: blocks are run again on the way back instead of kept, a third more time for a fraction of "
-                    "the memory. auto: on where memory would be short.",
+                    tooltip="on: blocks are run again on the way back instead of kept, a third more time for a "
+                    "fraction of the memory. auto: on where memory would be short.",
                 ),
             ],
             outputs=[

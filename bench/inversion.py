@@ -1,0 +1,252 @@
+"""How exactly every method brings a picture back: `make bench-inversion`, `out/bench/inversion.json`.
+
+Held-out toy pictures are inverted under their captions and replayed for their own caption at cfg 1, 3 and 7.5. A row
+says, of a method at a cfg: latent_mse, the mean over steps of the squared distance to the trajectory; psnr of the
+decoded picture against the source, and ceiling_psnr, the autoencoder's own round trip; UNet rows that a picture needs
+before it can be edited, forward and backward. The reference's null-text, which costs most, runs on the first 20
+pictures; rows of `null_text fast` on the same 20 stand beside it. `--edits` also makes edits at cfg 7.5 under every
+correction, and `--keep` copies the figures to `docs/figures/`, where README takes its table from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import install
+from bench.edits import HELD_OUT, RECIPES, Bench, Edit, cases, judge, p2p
+from bench.judge import psnr
+from bench.pack import part
+from toy.scenes import Scene
+
+OUT = install.ROOT / "out" / "bench" / "inversion.json"
+STEPS, CFGS, CHUNK = 50, (1.0, 3.0, 7.5), 10
+FIRST = HELD_OUT + 500_000
+ITERATIONS, FEW = 5, 20
+
+
+class CountedRows:
+    """Rows of the UNet calls made while it is entered: `forward`, and `backward`, on a model patcher."""
+
+    def __init__(self, model: Any) -> None:
+        self.unet = model.model.diffusion_model
+        self.forward = self.backward = 0
+
+    def __enter__(self) -> CountedRows:
+        self._handle = self.unet.register_forward_hook(self._seen, with_kwargs=True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._handle.remove()
+
+    def _seen(self, unet: Any, args: Any, kwargs: Any, out: torch.Tensor) -> None:
+        self.forward += len(out)
+        if out.requires_grad:
+            out.register_hook(self._went_back)
+
+    def _went_back(self, gradient: torch.Tensor) -> None:
+        self.backward += len(gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a picture is inverted and prepared for a cfg, and replayed. matched: inverted at the cfg itself; few: run on
+    the first pictures only."""
+
+    name: str
+    correction: str
+    inverter: Callable[[], Any]
+    preset: str = ""
+    matched: bool = False
+    few: bool = False
+
+
+def methods() -> tuple[Method, ...]:
+    """Every method, the exact one first."""
+    inversion = part("inversion")
+    ddim = inversion.Ddim
+    return (
+        Method("direct", "direct", ddim),
+        Method("fixed_point", "none", lambda: inversion.FixedPoint(ITERATIONS), matched=True),
+        Method("null_text fast", "null_text", ddim, "fast"),
+        Method("null_text fast", "null_text", ddim, "fast", few=True),
+        Method("null_text reference", "null_text", ddim, "reference", few=True),
+        Method("negative_prompt", "negative_prompt", ddim),
+        Method("ddim", "none", ddim),
+    )
+
+
+class Pictures:
+    """Toy pictures inverted together, each under its own text."""
+
+    def __init__(self, bench: Bench, scenes: list[tuple[Scene, str]]) -> None:
+        prompts = part("host.prompts")
+        self.bench, self.scenes = bench, [scene for scene, _ in scenes]
+        self.texts = [prompts.encode(bench.clip, text) for _, text in scenes]
+        self.empty = prompts.encode(bench.clip, "")
+        self.together = [[torch.cat([text[0][0] for text in self.texts]), self.texts[0][0][1]]]
+        encoded = [bench.vae.encode(torch.from_numpy(scene.render())[None]) for scene in self.scenes]
+        self.latent = {"samples": torch.cat(encoded)}
+        self.ceiling = [
+            psnr(self._decoded(one), scene.render()) for one, scene in zip(encoded, self.scenes, strict=True)
+        ]
+
+    def prepared(self, method: Method, cfg: float) -> tuple[Any, int, int]:
+        """The trajectory under a method, ready for a cfg, and the rows that were run for it."""
+        invert = part("host.inversion").invert_latent
+        own = cfg if method.matched else 1.0
+        inverter = method.inverter()
+        with CountedRows(self.bench.model) as rows:
+            model, text = self.bench.model, self.together
+            pivot = invert(model, self.latent, text, STEPS, "reference", inverter, False, self.empty, own)[0]
+            if method.preset:
+                optimize = part("host.null_text").null_text
+                pivot = optimize(model, pivot, text, self.empty, cfg, method.preset, "off")[0]
+        return pivot, rows.forward, rows.backward
+
+    def each(self, pivot: Any) -> Iterator[tuple[int, Any]]:
+        """The trajectory of every single picture."""
+        mark = part("host.models").conditioning_fingerprint
+        for i, text in enumerate(self.texts):
+            nulls = None if pivot.nulls is None else pivot.nulls[:, i : i + 1]
+            yield (
+                i,
+                dataclasses.replace(pivot, latents=pivot.latents[:, i : i + 1], nulls=nulls, conditioning=mark(text)),
+            )
+
+    def back(self, method: Method, pivot: Any, cfg: float) -> list[tuple[float, float]]:
+        """Of every picture, the mean squared distance to the trajectory over the steps and PSNR of what comes back."""
+        if method.preset:
+            runs = [self._through_guider(method, one, i, cfg) for i, one in self.each(pivot)]
+            seen, made = (torch.cat(each, dim) for each, dim in zip(zip(*runs, strict=True), (1, 0), strict=True))
+        else:
+            seen, made = self._together(method, pivot, cfg)
+        mse = (seen - pivot.latents.flip(0)[1:]).square().mean((0, 2, 3, 4))
+        found = [psnr(self._decoded(made[i : i + 1]), scene.render()) for i, scene in enumerate(self.scenes)]
+        return list(zip(mse.tolist(), found, strict=True))
+
+    def _through_guider(self, method: Method, pivot: Any, i: int, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents after every step [N, 1, C, H, W] and samples of one picture, by the Edit Guider's source row."""
+        text, seen = self.texts[i], []
+        make, run = part("host.editing").edit_guider, part("host.sampling").run_edit
+        guider = make(self.bench.model, pivot, text, text, self.empty, cfg, method.correction)
+        result = run(guider, pivot, guider.correction, lambda x: seen.append(x[:1].float().cpu()))
+        return torch.stack(seen), result.reconstructed.cpu()
+
+    def _together(self, method: Method, pivot: Any, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of all pictures at once, each under its own text, which the Edit Guider has not."""
+        import comfy.samplers
+
+        model, seen = self.bench.model, []
+        correction = part("inversion").correction_named(method.correction)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(self.together, self.together if method.correction == "negative_prompt" else self.empty)
+        guider.set_cfg(cfg)
+        samples = guider.sample(
+            torch.zeros_like(self.latent["samples"]),
+            self.latent["samples"],
+            part("host.sampling").ReplaySampler(pivot, correction),
+            pivot.descending,
+            callback=lambda i, denoised, x, steps: seen.append(x.float().cpu()),
+            seed=0,
+        )
+        return torch.stack(seen), samples.cpu()
+
+    def _decoded(self, latent: torch.Tensor) -> np.ndarray:
+        return self.bench.vae.decode(latent)[0].numpy()
+
+
+def reconstruction(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
+    """A row for every method and cfg over the first held-out pictures."""
+    scenes = [Scene.sample(FIRST + i) for i in range(count)]
+    chunks = [Pictures(bench, [(s, s.caption) for s in scenes[at : at + CHUNK]]) for at in range(0, count, CHUNK)]
+    for method in methods():
+        of = chunks[: FEW // CHUNK] if method.few else chunks
+        for cfg in CFGS:
+            yield {"method": method.name, "cfg": cfg, **_measured(method, of, cfg)}
+
+
+def _measured(method: Method, chunks: list[Pictures], cfg: float) -> dict[str, Any]:
+    began, found, forward, backward = time.time(), [], 0, 0
+    for chunk in chunks:
+        pivot, ahead, behind = chunk.prepared(method, cfg)
+        forward, backward = forward + ahead, backward + behind
+        found += chunk.back(method, pivot, cfg)
+    mse, back = np.mean(found, axis=0)
+    count = len(found)
+    return {
+        "n": count,
+        "latent_mse": float(mse),
+        "psnr": round(float(back), 3),
+        "worst_psnr": round(float(np.min(found, axis=0)[1]), 3),
+        "ceiling_psnr": round(float(np.mean([one for chunk in chunks for one in chunk.ceiling])), 3),
+        "forward_rows": round(forward / count, 2),
+        "backward_rows": round(backward / count, 2),
+        "seconds": round(time.time() - began, 1),
+    }
+
+
+KINDS = {"color": ("auto", 0.8, 0.8, 1.0), "pattern": ("auto", 0.8, 0.8, 1.0), "shape": ("refine", 0.8, 0.2, 0.25)}
+"""Edits by P2P alone, and their settings."""
+
+
+def edited(bench: Bench, count: int, cfg: float = 7.5) -> Iterator[dict[str, Any]]:
+    """A row for every null-text preset, negative-prompt and direct: P2P edits of `count` pictures."""
+    per = -(-count // len(KINDS))
+    chosen = [(r.kind, edit) for r in RECIPES if r.kind in KINDS for edit in cases(r, per)][:count]
+    pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in chosen])
+    for method in methods():
+        if method.correction == "none" or (method.preset == "fast" and method.few):
+            continue
+        pivot, forward, backward = pictures.prepared(method, cfg)
+        judged = [_edit(bench, pictures, method, one, i, chosen[i], cfg) for i, one in pictures.each(pivot)]
+        names = ("success", "background_psnr", "truth_psnr")
+        means = {name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names}
+        rows = {"forward_rows": round(forward / len(chosen), 2), "backward_rows": round(backward / len(chosen), 2)}
+        yield {"method": method.name, "cfg": cfg, "n": len(chosen), **means, **rows}
+
+
+def _edit(
+    bench: Bench, pictures: Pictures, method: Method, pivot: Any, i: int, case: tuple[str, Edit], cfg: float
+) -> Any:
+    kind, edit = case
+    prompts = part("host.prompts")
+    words = (prompts.read_pair(bench.clip, edit.source, edit.target),)
+    model, target = p2p(edit, bench.model, words, *KINDS[kind]), prompts.encode(bench.clip, edit.target)
+    run = part("host.editing").edit
+    made = run(model, pivot, pictures.texts[i], target, pictures.empty, cfg, method.correction)[0]
+    return judge(edit, bench._decoded(made["samples"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.inversion", description=__doc__)
+    parser.add_argument("--count", type=int, default=50, help="pictures")
+    parser.add_argument("--edits", type=int, default=0, help="pictures edited at cfg 7.5 with every preset, too")
+    parser.add_argument("--keep", action="store_true", help="copy the figures to docs/figures")
+    options = parser.parse_args()
+    if options.keep and options.count < 50:
+        parser.error("figures are kept from 50 pictures on")
+    install.import_comfy()
+    figures: dict[str, list[dict[str, Any]]] = {"rows": [], "edits": []}
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        bench = Bench()
+        for name, rows in (("rows", reconstruction(bench, options.count)), ("edits", edited(bench, options.edits))):
+            for row in rows if name == "rows" or options.edits else ():
+                figures[name].append(row)
+                print(json.dumps(row), flush=True)
+                OUT.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.keep:
+        shutil.copy(OUT, install.ROOT / "docs" / "figures" / "inversion.json")
+
+
+if __name__ == "__main__":
+    main()
