@@ -7,6 +7,7 @@
 #   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
 #   make test     everything, on the oldest and the newest supported ComfyUI
 #   make bench-speed  what control costs in time, memory and rows, on full-size UNets: out/bench/speed.json (15 min)
+#   make bench-inversion  how exactly every method brings pictures back: out/bench/inversion.json (an hour)
 #   make help     this text
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).
@@ -27,7 +28,7 @@ PORT ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy bench-speed setup-check check setup-test test format
+.PHONY: help demo comfy bench-speed bench-inversion setup-check check setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -44,6 +45,10 @@ bench-speed: export OMP_NUM_THREADS = 1
 bench-speed:
 	$(SETUP) demo
 	$(BENCH) -m bench.speed
+
+bench-inversion:
+	$(SETUP) demo
+	$(BENCH) -m bench.inversion --edits 21
 
 setup-check:
 	$(SETUP) check

@@ -84,12 +84,12 @@ class NullTextSampler(comfy.samplers.Sampler):
             pivot = dataclasses.replace(self.trajectory, latents=self.trajectory.latents.clone())
             checkpointing = self._plan(network, unet, start)
 
-            def on_step(i: int, x: torch.Tensor, error: torch.Tensor) -> None:
+            def on_step(i: int, x: torch.Tensor, denoised: torch.Tensor, error: torch.Tensor) -> None:
                 nonlocal last
                 last = x
                 self.progress(f"step {i + 1} of {pivot.steps}, loss {float(error.mean()):.2e}")
                 if callback is not None:
-                    callback(i, x, x, pivot.steps)
+                    callback(i, denoised, x, pivot.steps)
 
             with differentiable(unet, latent_image.device, checkpointing):
                 self.optimized = optimize(network, pivot, start, model_wrap.cfg, self.settings, on_step)

@@ -16,7 +16,7 @@ import torch
 from ..core.attention import Branch, Place
 from ..core.correction import NEGATIVE, Correction, Uncond
 from ..core.errors import PivotError, check_finite
-from ..core.schedule import ddim_step
+from ..core.schedule import ddim_step, to_exploding
 from ..core.trajectory import Trajectory
 
 
@@ -145,10 +145,17 @@ class Problem:
                 self._made = self.predict(self.source, self.everyone)
         self.cond = self._made.detach()
 
+    def guided(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Guidance over the unconditional prediction eps."""
+        return eps + self.cfg * (self.cond[pictures] - eps)
+
+    def denoised(self, eps: torch.Tensor) -> torch.Tensor:
+        """The x0 of all pictures under it."""
+        return to_exploding(self.x, self.sigma) - self.sigma * self.guided(eps, self.everyone)
+
     def landing(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Where guidance leads under the unconditional prediction eps."""
-        guided = eps + self.cfg * (self.cond[pictures] - eps)
-        return ddim_step(self.x[pictures], guided, self.sigma, self.sigma_next)
+        """Where that leads."""
+        return ddim_step(self.x[pictures], self.guided(eps, pictures), self.sigma, self.sigma_next)
 
     def miss(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """By what that misses."""
@@ -316,12 +323,13 @@ def optimize(
     start: torch.Tensor,
     cfg: float,
     settings: Settings,
-    on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    on_step: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Optimized:
     """Embeddings for every step of a trajectory.
 
-    start: [B, T, D] fp32, the negative prompt's text for `adam`, the source prompt's for `secant`. on_step(i, x, error)
-    after each step, x [B, C, H, W] being where it led. Raises PivotError when NaN appears.
+    start: [B, T, D] fp32, the negative prompt's text for `adam`, the source prompt's for `secant`. on_step(i, x,
+    denoised, error) after each step: x [B, C, H, W] is where it led, denoised the x0 it was heading for. Raises
+    PivotError when NaN appears.
     """
     x, levels = trajectory.noise.to(start.device), trajectory.sigmas.flip(0).tolist()
     solver = SOLVERS[settings.solver](settings, start)
@@ -338,5 +346,5 @@ def optimize(
         error.append(_loss(x - wanted))
         rows += torch.stack([problem.forward_rows, problem.backward_rows])
         if on_step is not None:
-            on_step(i, x, error[-1])
+            on_step(i, x, problem.denoised(eps), error[-1])
     return Optimized(torch.stack(nulls), torch.stack(before), torch.stack(error), rows[0], rows[1])

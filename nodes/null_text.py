@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..host.null_text import CHECKPOINTING, null_text
 from ..host.progress import progress_text
 from ..inversion.null_text import PRESETS
-from .sockets import CATEGORY, Inversion, inversion_input, model_input
+from .sockets import CATEGORY, Inversion, cfg_input, inversion_input, model_input
 
 
 class PivotNullTextOptimize(io.ComfyNode):
@@ -26,14 +26,8 @@ class PivotNullTextOptimize(io.ComfyNode):
                 inversion_input(),
                 io.Conditioning.Input("source", tooltip="The prompt the inversion was made with."),
                 io.Conditioning.Input("negative", tooltip="The prompt to be optimised, usually the empty one."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance of the edit to come: the embeddings are exact at this one. Higher is harder; "
-                    "3 to 9, papers 7.5.",
+                cfg_input(
+                    "Guidance of the edit to come, set alike there: the embeddings are exact at this one. Higher is harder."
                 ),
                 io.Combo.Input(
                     "preset",

@@ -137,7 +137,19 @@ def undescribed(source: str, promised: frozenset[str] = frozenset()) -> list[str
 
 
 PROMISED = frozenset(
-    {"wants", "after_step", "source_after", "uncond", "pinned", "check", "step", "guide", "sets_latents", "source_cfg"}
+    {
+        "wants",
+        "after_step",
+        "source_after",
+        "uncond",
+        "pinned",
+        "check",
+        "remark",
+        "step",
+        "guide",
+        "sets_latents",
+        "source_cfg",
+    }
 )
 """What the contracts in core describe for all who fill them."""
 

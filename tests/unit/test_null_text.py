@@ -282,10 +282,13 @@ def test_each_step_is_reported_with_its_error() -> None:
     trajectory, seen = pivot(), []
     start = EMPTY.clone()
     found = optimize(
-        Analytic(), trajectory, start, CFG, PRESETS["reference"], lambda i, x, e: seen.append((i, x.shape, e))
+        Analytic(), trajectory, start, CFG, PRESETS["reference"], lambda i, x, x0, e: seen.append((i, x, x0, e))
     )
     assert [i for i, *_ in seen] == list(range(20))
     assert torch.equal(torch.stack([e for *_, e in seen]), found.error)
+    after = [(x - trajectory.latents[19 - i]).square().flatten(1).mean(1) for i, x, *_ in seen]
+    torch.testing.assert_close(torch.stack(after), found.error)
+    assert (seen[-1][2] - trajectory.latents[0]).abs().mean() < (seen[0][2] - trajectory.latents[0]).abs().mean()
     assert torch.equal(start, EMPTY), "the start is not changed"
 
 
