@@ -56,7 +56,9 @@ def strip(pictures: list[Image.Image]) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, first: Image.Image, wide: bool) -> Image.Image:
-    """A picture as wide (in a column) or as high (in a row) as the first, on white."""
+    """A picture as wide (in a column) or as high (in a row) as the first, on white; wider ones are made smaller."""
+    if wide and picture.width > first.width:
+        picture = picture.resize((first.width, picture.height * first.width // picture.width), Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (first.width, picture.height) if wide else (picture.width, first.height), "white")
     sheet.paste(picture.convert("RGB"), ((sheet.width - picture.width) // 2, 0))
     return sheet

@@ -26,9 +26,7 @@ class PivotNullTextOptimize(io.ComfyNode):
                 inversion_input(),
                 io.Conditioning.Input("source", tooltip="The prompt the inversion was made with."),
                 io.Conditioning.Input("negative", tooltip="The prompt to be optimised, usually the empty one."),
-                cfg_input(
-                    "Guidance of the edit to come, set alike there: the embeddings are exact at this one. Higher is harder."
-                ),
+                cfg_input("Guidance of the edit to come, set alike there: the embeddings are exact at this one."),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
