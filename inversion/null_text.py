@@ -73,7 +73,8 @@ class Settings:
 
     solver: `adam`, from the step before's embedding, or `secant`, from the source prompt's. inner_steps: at most so
     many at a step. epsilon, growth: a picture is done where its loss is below epsilon + i * growth, i the step; in
-    units of variance-preserving latents. rate: Adam's, falling by rate / 100 a step as in the reference.
+    units of variance-preserving latents. rate: Adam's, falling by rate / 100 a step as in the reference. reach: the
+    length of `secant`'s first trial, of the embedding's own.
     keep_best: the best embedding of the step is kept, the first one included, so that the loss never rises; without it
     the last one, as in the reference.
     """
@@ -83,6 +84,7 @@ class Settings:
     epsilon: float = 1e-5
     growth: float = 2e-5
     rate: float = 1e-2
+    reach: float = 0.05
     keep_best: bool = False
 
     @property
@@ -261,7 +263,7 @@ class Secant:
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
         self.settings, self.start = settings, start
         self.squares, self.steps = torch.zeros_like(start), 0
-        self.length = 0.05 * start.flatten(1).norm(dim=1)
+        self.length = settings.reach * start.flatten(1).norm(dim=1)
 
     def __call__(self, problem: Problem, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         null, eps = self.start.clone(), problem.cond.clone()

@@ -299,3 +299,16 @@ def test_what_does_not_fit_is_refused(model, texts, trajectory) -> None:
             null_text(model, trajectory, **{**good, **change})
     with pytest.raises(PivotError, match="model"):
         null_text(unets.build(kind, seed=5, shallow=True), trajectory, **good)
+
+
+def test_ordinary_weights_are_frozen_only_for_the_while(kind, texts) -> None:
+    """Models loaded outside inference mode: weights get no gradient, and afterwards all is as before."""
+    with torch.inference_mode(False):
+        unet = unets.build(kind, shallow=True).model.diffusion_model
+        for parameter in unet.parameters():
+            parameter.requires_grad_(True)
+        with gradients.differentiable(unet, CPU, False):
+            assert not any(p.requires_grad or p.is_inference() for p in unet.parameters())
+            text = texts["source"][0][0].clone().requires_grad_(True)
+            call(unet, text, kind).sum().backward()
+        assert text.grad is not None and all(p.requires_grad and p.grad is None for p in unet.parameters())
