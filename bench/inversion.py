@@ -108,8 +108,9 @@ class Pictures:
             model, text = self.bench.model, self.together
             pivot = invert(model, self.latent, text, STEPS, "reference", inverter, False, self.empty, own)[0]
             if method.preset:
-                optimize = part("host.null_text").null_text
-                pivot = optimize(model, pivot, text, self.empty, cfg, method.preset, "off")[0]
+                host, settings = part("host.null_text"), part("inversion.null_text").PRESETS[method.preset]
+                found = host.run_optimization(model, pivot, text, self.empty, cfg, settings, "off")[0]
+                pivot = host.with_embeddings(pivot, found, self.empty, cfg, settings)
         return pivot, rows.forward, rows.backward
 
     def each(self, pivot: Any) -> Iterator[tuple[int, Any]]:

@@ -53,8 +53,9 @@ class Correction(abc.ABC):
         """The source rows after the step that ends at level `index`; x is what DDIM made of them."""
         return x
 
-    def remark(self, trajectory: Trajectory, cfg: float) -> str:
-        """What people should know of a replay at this cfg; empty when all is well."""
+    def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
+        """What people should know of a replay at this cfg and negative prompt (its fingerprint); empty when all is
+        well."""
         return ""
 
     def check(self, trajectory: Trajectory) -> None:

@@ -2,8 +2,8 @@
 
 Weights that ComfyUI loads there are inference tensors, which autograd refuses to save. Resident ones are replaced, one
 by one, by ordinary copies of the same values, so that memory does not double; weights that the host streams in
-(`--lowvram`) are copied as they come, through the weight functions of its layers. Nothing else of the model changes,
-and what does is put back whatever happens.
+(`--lowvram`) are copied as they come, through the weight functions of its layers. The copies stay, frozen, which
+nothing can tell; all else is put back whatever happens.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-
-_CHECKED = ("ResBlock", "SpatialTransformer")
 
 
 @contextlib.contextmanager
@@ -26,9 +24,17 @@ def differentiable(unet: torch.nn.Module, device: torch.device, checkpointing: b
     with contextlib.ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         for module in unet.modules():
             _ordinary(module, device, undo)
-            if checkpointing and type(module).__name__ in _CHECKED:
+            if checkpointing and isinstance(module, blocks()):
                 _checkpointed(module, undo)
         yield
+
+
+def blocks() -> tuple[type[torch.nn.Module], ...]:
+    """What is kept or run again as a whole."""
+    from comfy.ldm.modules.attention import SpatialTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    return ResBlock, SpatialTransformer
 
 
 def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.ExitStack) -> None:
@@ -88,19 +94,31 @@ def with_plain_attention(model_options: dict[str, Any]) -> dict[str, Any]:
 
 
 class SavedBytes:
-    """Counts what autograd keeps for the way back while it is entered, weights left out: `total` bytes."""
+    """Counts what autograd keeps for the way back while it is entered, weights left out: `total` bytes, and the
+    `largest` part of them that one block keeps."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
+        self._unet = unet
         self._seen = {weight.untyped_storage().data_ptr() for weight in unet.state_dict(keep_vars=True).values()}
-        self.total = 0
+        self._begun: list[int] = []
+        self.total = self.largest = 0
 
     def __enter__(self) -> SavedBytes:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-        self._hooks.__enter__()
+        self._undo = contextlib.ExitStack()
+        self._undo.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept))
+        for block in (module for module in self._unet.modules() if isinstance(module, blocks())):
+            self._undo.callback(block.register_forward_pre_hook(self._begin).remove)
+            self._undo.callback(block.register_forward_hook(self._end).remove)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
+        self._undo.close()
+
+    def _begin(self, *call: Any) -> None:
+        self._begun.append(self.total)
+
+    def _end(self, *call: Any) -> None:
+        self.largest = max(self.largest, self.total - self._begun.pop())
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

@@ -280,7 +280,7 @@ def check_sampler(sampler: Any) -> None:
     )
 
 
-def check_same_model(model: Any, trajectory: Trajectory) -> None:
+def check_same_model(model: Any, trajectory: Trajectory, where: str = WHERE) -> None:
     """Raise PivotError when the inversion was made with another model."""
     mine = fingerprint(model)
     if mine != trajectory.model:
@@ -288,16 +288,16 @@ def check_same_model(model: Any, trajectory: Trajectory) -> None:
             f"the model the inversion was made with ({trajectory.model})",
             f"another one ({mine})",
             "Connect the same checkpoint and LoRA to the inversion and to the edit.",
-            WHERE,
+            where,
         )
 
 
-def check_same_source(source: Conditioning, trajectory: Trajectory) -> None:
+def check_same_source(source: Conditioning, trajectory: Trajectory, where: str = WHERE) -> None:
     """Raise PivotError when the source conditioning is not the one that was inverted with."""
     if conditioning_fingerprint(source) != trajectory.conditioning:
         raise PivotError(
             "the source conditioning that the inversion was made with",
             "another one",
             "Use one source prompt for the inversion and for the edit.",
-            WHERE,
+            where,
         )

@@ -18,13 +18,16 @@ from ..inversion.null_text import PRESETS, NullText, Optimized, Settings, optimi
 from .conditioning import rows_in, text_of, with_text
 from .gradients import SavedBytes, differentiable, with_plain_attention
 from .guider import check_same_model, check_same_source
-from .models import check_unet
+from .models import check_unet, conditioning_fingerprint
 from .plots import line_plot
 from .prompts import Conditioning
 from .sampling import check_uncontrolled, preview
 
 WHERE = "Null-Text Optimize"
 CHECKPOINTING = ("auto", "on", "off")
+_GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+_PARTIAL = ("control", "start_percent", "end_percent", "timestep_start", "area", "mask", "strength", "hooks")
+"""What makes a prompt hold for a part of the picture or of the steps, or run other networks."""
 Progress = Callable[[str], None]
 
 
@@ -44,6 +47,11 @@ class HostNetwork:
         conds = [_of(cond, pictures) for cond in self.guider.conds[self.base]]
         return predict_eps(self._denoise(with_text(conds, embedding)), x, sigma)
 
+    def part(self, change: Callable[[torch.Tensor], torch.Tensor]) -> HostNetwork:
+        """The network with another form of what it reads beside the latents."""
+        conds = {name: [_each_tensor(cond, change) for cond in each] for name, each in self.guider.conds.items()}
+        return HostNetwork(_Guider(conds, self.guider.inner_model), self.options, self.base)
+
     def _denoise(self, conds: list[dict[str, Any]]) -> Denoise:
         def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -52,6 +60,14 @@ class HostNetwork:
             return made[0]
 
         return denoise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guider:
+    """What is needed of a guider to predict."""
+
+    conds: dict[str, list[dict[str, Any]]]
+    inner_model: Any
 
 
 class NullTextSampler(comfy.samplers.Sampler):
@@ -78,7 +94,7 @@ class NullTextSampler(comfy.samplers.Sampler):
         unet, last = model_wrap.inner_model.diffusion_model, latent_image
         with torch.inference_mode(False):
             options = with_plain_attention(extra_args["model_options"])
-            network = HostNetwork(_ordinary(model_wrap), options, base)
+            network = HostNetwork(model_wrap, options, base).part(torch.clone)  # inference mode made what they read
             start = text_of(network.guider.conds[base]).float().clone()
             start = start.to(latent_image.device).expand(self.trajectory.batch, -1, -1).clone()
             pivot = dataclasses.replace(self.trajectory, latents=self.trajectory.latents.clone())
@@ -89,7 +105,8 @@ class NullTextSampler(comfy.samplers.Sampler):
                 last = x
                 self.progress(f"step {i + 1} of {pivot.steps}, loss {float(error.mean()):.2e}")
                 if callback is not None:
-                    callback(i, denoised, x, pivot.steps)
+                    with torch.no_grad():  # previews may be networks of the host, whose weights know no gradient
+                        callback(i, denoised, x, pivot.steps)
 
             with differentiable(unet, latent_image.device, checkpointing):
                 self.optimized = optimize(network, pivot, start, model_wrap.cfg, self.settings, on_step)
@@ -97,49 +114,62 @@ class NullTextSampler(comfy.samplers.Sampler):
 
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
         """Whether to checkpoint; what gradients will need is told before it is spent."""
-        device = start.device
-        kept = {on: estimate(network, unet, self.trajectory, start[:1], on) for on in (False, True)}
-        free = comfy.model_management.get_free_memory(device)
-        rows = self.trajectory.batch
-        wanted = self.checkpointing == "on" or (self.checkpointing == "auto" and kept[False] * rows > 0.7 * free)
-        self.memory = (
-            f"gradients need about {_size(kept[wanted] * rows)} of {_size(free)} free, "
-            f"checkpointing {'on' if wanted else 'off'} ({_size(kept[not wanted] * rows)} with it "
-            f"{'off' if wanted else 'on'})"
-        )
-        logging.info("%s: %s", WHERE, self.memory)
+        free = comfy.model_management.get_free_memory(start.device)
+        bytes_ = {
+            on: each * self.trajectory.batch for on, each in estimate(network, unet, self.trajectory, start).items()
+        }
+        on = self.checkpointing == "on" or (self.checkpointing == "auto" and bytes_[False] > 0.7 * free)
+        told = f"gradients need about {_size(bytes_[on])} of {_size(free)} free, checkpointing {'on' if on else 'off'}"
+        other = f"{_size(bytes_[not on])} with it {'off' if on else 'on'}"
+        short = "; that may not fit: choose a smaller picture or fewer at once" if bytes_[on] > free else ""
+        self.memory = f"{told} ({other}){short}"
+        logging.log(logging.WARNING if short else logging.INFO, "%s: %s", WHERE, self.memory)
         self.progress(self.memory)
-        return wanted
+        return on
 
 
 def estimate(
-    network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor, checkpointing: bool
-) -> int:
-    """Bytes that one picture's way back keeps: counted on two small parts of the latent, and from there on in
-    proportion to its area, for what the text alone makes does not grow."""
+    network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor
+) -> dict[bool, int]:
+    """Bytes that one picture's way back needs, with checkpointing and without.
+
+    Counted on two small parts of the latent, and from there on in proportion to the area: what the text alone makes
+    does not grow. A checkpointed way back holds what lies between blocks, and one block run again.
+    """
     height, width = trajectory.latents.shape[-2:]
-    found: dict[int, int] = {}
+    found: dict[int, dict[bool, int]] = {}
     for part in (4, 2):
         small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
-        x = trajectory.latents[-1, :1, :, : small[0], : small[1]].to(start)
-        with differentiable(unet, start.device, checkpointing), SavedBytes(unet) as saved:
-            network.null(x, float(trajectory.sigmas[-1]), start.clone().requires_grad_(True), torch.tensor([0]))
-        found[small[0] * small[1]] = saved.total
-    (area, most), (less, fewer) = max(found.items()), min(found.items())
-    growth = (most - fewer) / (area - less) if area > less else most / area
-    return int(most + growth * (height * width - area))
+        found[small[0] * small[1]] = _counted(network, unet, trajectory, start[:1], small)
+    (less, fewer), (area, most) = min(found.items(), key=_area), max(found.items(), key=_area)
+    whole = height * width
+    if area == less:
+        return {on: int(most[on] * whole / area) for on in most}
+    return {on: int(most[on] + (most[on] - fewer[on]) * (whole - area) / (area - less)) for on in most}
+
+
+def _area(entry: tuple[int, Any]) -> int:
+    return entry[0]
+
+
+def _counted(
+    network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor, size: tuple[int, int]
+) -> dict[bool, int]:
+    whole, (height, width) = trajectory.latents.shape[-2:], size
+    x = trajectory.latents[-1, :1, :, :height, :width].to(start)
+    found, largest = {}, 0
+    for on in (False, True):
+        with differentiable(unet, start.device, on), SavedBytes(unet) as saved:
+            part = network.part(lambda held: held[..., :height, :width] if held.shape[-2:] == whole else held)
+            part.null(x, float(trajectory.sigmas[-1]), start.clone().requires_grad_(True), torch.tensor([0]))
+        largest = largest or saved.largest
+        found[on] = saved.total + (largest if on else 0)
+    return found
 
 
 def _of(cond: dict[str, Any], pictures: torch.Tensor) -> dict[str, Any]:
     """The cond of some of the pictures, where it holds a row for each."""
     return _each_tensor(cond, lambda held: held[pictures] if len(held) > 1 else held)
-
-
-def _ordinary(guider: Any) -> Any:
-    """The guider with its processed conds as ordinary tensors: inference mode made them."""
-    for name, conds in guider.conds.items():
-        guider.conds[name] = [_each_tensor(cond, torch.clone) for cond in conds]
-    return guider
 
 
 def _each_tensor(cond: dict[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
@@ -168,6 +198,23 @@ def null_text(
     """The inversion with its embeddings, the loss curve as a picture, the error of every step, and a report."""
     _check(model, trajectory, source, negative, preset, checkpointing)
     settings = PRESETS[preset]
+    found, memory = run_optimization(model, trajectory, source, negative, cfg, settings, checkpointing, progress)
+    made = with_embeddings(trajectory, found, negative, cfg, settings)
+    lines = [_report(found, cfg, preset), memory, *_remarks(model.model_options)]
+    return made, _curve(found), found.error.mean(1).tolist(), "; ".join(lines)
+
+
+def run_optimization(
+    model: Any,
+    trajectory: Trajectory,
+    source: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    settings: Settings,
+    checkpointing: str,
+    progress: Progress = lambda text: None,
+) -> tuple[Optimized, str]:
+    """What the optimisation found, and what was said of its memory. source: one prompt, or one for each picture."""
     sampler = NullTextSampler(trajectory, settings, checkpointing, progress)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(source, negative)
@@ -175,12 +222,28 @@ def null_text(
     latent = model.model.process_latent_out(trajectory.latents[0])
     shown = preview(model, trajectory.steps)
     guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.descending, callback=shown, seed=0)
-    found = sampler.optimized
-    if found is None:
+    if sampler.optimized is None:
         raise PivotError("an optimisation that ran", "none", "Remove patches that replace the sampling.", WHERE)
-    correction = NullText(settings.single_branch, settings.base, cfg)
-    made = dataclasses.replace(trajectory, nulls=found.nulls, correction=correction)
-    return made, _curve(found), found.error.mean(1).tolist(), f"{_report(found, cfg, preset)}; {sampler.memory}"
+    return sampler.optimized, sampler.memory
+
+
+def with_embeddings(
+    trajectory: Trajectory, found: Optimized, negative: Conditioning, cfg: float, settings: Settings
+) -> Trajectory:
+    """The inversion with its embeddings, to be replayed with them."""
+    correction = NullText(settings.single_branch, settings.base, cfg, conditioning_fingerprint(negative))
+    return dataclasses.replace(trajectory, nulls=found.nulls, correction=correction)
+
+
+def _remarks(model_options: dict[str, Any]) -> list[str]:
+    """What of the model is not in the optimisation, and would make the source less exact in the edit."""
+    guided = [name for name in _GUIDANCE if model_options.get(name)]
+    if not guided:
+        return []
+    return [
+        "the model changes guidance (such as PAG or RescaleCFG), which the embeddings do not know: the source will "
+        "be less exact"
+    ]
 
 
 def _report(found: Optimized, cfg: float, preset: str) -> str:
@@ -203,8 +266,7 @@ def _check(
 ) -> None:
     check_unet(model, WHERE)
     check_uncontrolled(model, WHERE)
-    check_same_model(model, trajectory)
-    check_same_source(source, trajectory)
+    check_same_model(model, trajectory, WHERE)
     for name, value, known in (
         ("preset", preset, tuple(PRESETS)),
         ("checkpointing", checkpointing, CHECKPOINTING),
@@ -212,10 +274,13 @@ def _check(
         if value not in known:
             raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.", WHERE)
     for name, conditioning in (("source", source), ("negative", negative)):
-        if len(conditioning) != 1 or rows_in(conditioning) not in (1, trajectory.batch):
+        found = [key for key in _PARTIAL if any(key in options for _, options in conditioning)]
+        if len(conditioning) != 1 or rows_in(conditioning) != 1 or found:
+            came = f"one with {', '.join(found)}" if found else f"{len(conditioning)} of {rows_in(conditioning)} rows"
             raise PivotError(
-                f"one {name} prompt",
-                f"{len(conditioning)} entries of {rows_in(conditioning)} rows",
-                "Connect a prompt as it is encoded, without combining or areas.",
+                f"one plain {name} prompt",
+                came,
+                "Connect a prompt as it is encoded: without combining, areas, ranges, hooks or ControlNet.",
                 WHERE,
             )
+    check_same_source(source, trajectory, WHERE)

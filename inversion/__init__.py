@@ -24,8 +24,10 @@ def inverter_named(name: str, **options: Any) -> Inverter:
     """The inversion method of a name, with those of the options that it has; PivotError lists the names there are."""
     if name not in INVERTERS:
         raise PivotError(f"method to be one of {tuple(INVERTERS)}", repr(name), "Choose one of them.")
-    kind = INVERTERS[name]
-    return kind(**{field.name: options[field.name] for field in dataclasses.fields(kind) if field.name in options})  # type: ignore[arg-type]
+    kind: Any = INVERTERS[name]
+    own = {field.name for field in dataclasses.fields(kind)}
+    made: Inverter = kind(**{key: value for key, value in options.items() if key in own})
+    return made
 
 
 def correction_named(name: str, **options: Any) -> Correction:

@@ -46,6 +46,6 @@ class Uncorrected(Correction):
     name: ClassVar[str] = "none"
     label: ClassVar[str] = "plain DDIM, drifts at another cfg than the inversion's"
 
-    def remark(self, trajectory: Trajectory, cfg: float) -> str:
+    def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
         known = trajectory.guidance
         return "" if cfg == known else f"the inversion was made at cfg {known:g}: use it here, or correction direct"

@@ -25,8 +25,8 @@ class NullText(Correction):
     """Unconditional rows read the step's optimised embedding, under which guidance follows the trajectory.
 
     single_branch: only the source row reads it, and targets the negative prompt: freer edits (Ju et al. 2023, arXiv
-    2310.01506, ablations). base: whose pooled vector and sizes go with the embedding (SDXL). cfg: the one it was
-    optimised at, and is exact at.
+    2310.01506, ablations). base: whose pooled vector and sizes go with the embedding (SDXL). cfg, negative: what it was
+    optimised at, and is exact at; the negative prompt's fingerprint.
     """
 
     name: ClassVar[str] = "null_text"
@@ -35,6 +35,7 @@ class NullText(Correction):
     single_branch: bool = False
     base: Literal["negative", "source"] = "negative"
     cfg: float = 7.5
+    negative: str = ""
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
         return NEGATIVE if self.single_branch and branch == "target" else Uncond(self.base, null=True)
@@ -48,10 +49,12 @@ class NullText(Correction):
                 "null_text",
             )
 
-    def remark(self, trajectory: Trajectory, cfg: float) -> str:
-        return (
-            "" if cfg == self.cfg else f"the embeddings were optimised at cfg {self.cfg:g}: use it here for the source"
-        )
+    def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
+        if cfg != self.cfg:
+            return f"the embeddings were optimised at cfg {self.cfg:g}: use it here for the source"
+        if self.base == "negative" and negative != self.negative:
+            return "the embeddings were optimised with another negative prompt: use that one here for the source"
+        return ""
 
 
 # -- the problem -------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class PivotDDIMInversion(io.ComfyNode):
                     "evaluation",
                     options=list(EVALUATIONS),
                     default="reference",
-                    tooltip="Where the network is asked. reference: at the time of the upper level, as all public "
+                    tooltip="Of ddim: where the network is asked. reference: at the time of the upper level, as public "
                     "implementations do, and closer; naive: of the lower level.",
                 ),
                 io.Boolean.Input(
@@ -82,12 +82,14 @@ class PivotDDIMInversion(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="For a cfg other than 1: what unconditional rows read, as for the edit.",
+                    tooltip="Only for a cfg other than 1: what unconditional rows read, as for the edit.",
                 ),
             ],
             outputs=[
                 Inversion.Output(display_name="inversion"),
-                io.Float.Output(display_name="psnr", tooltip="dB in latent space, at guidance 1; 0 if not checked."),
+                io.Float.Output(
+                    display_name="psnr", tooltip="dB in latent space, at the inversion's cfg; 0 if not checked."
+                ),
                 io.String.Output(display_name="report"),
             ],
         )

@@ -580,3 +580,40 @@ def test_nothing_of_a_rule_is_left_for_the_next_run(model, trajectory, texts, mo
             run_edit(guider, trajectory, guider.correction)
     assert guider._guided is None
     assert torch.equal(run_edit(guider, trajectory, guider.correction).edited, first)
+
+
+SIZES = {"width": 1152, "height": 768, "crop_w": 8, "crop_h": 16, "target_width": 640, "target_height": 512}
+
+
+@pytest.mark.parametrize("kind", ["SDXL"], indirect=True)
+@pytest.mark.parametrize("name", ["source", "kept, mixed"])
+def test_size_conditioning_reaches_every_row(model, texts, name, monkeypatch) -> None:
+    """All of the vector that SDXL is given, pooled text and sizes, of source, target and unconditional rows."""
+    sized = {key: [[text, {**extra, **SIZES}] for text, extra in value] for key, value in texts.items()}
+    options, mixes = NPI[name]
+    pivot = with_correction(inverted(model, sized), "negative_prompt", **options)
+    guider = guider_of(model, pivot, sized)
+    guider.economy = False
+    calls = reading(model, monkeypatch)
+    run_edit(guider, pivot, guider.correction)
+
+    def vector(text: Any) -> torch.Tensor:
+        return model.model.encode_adm(**text[0][1], device=torch.device("cpu"))
+
+    plain = model.model.encode_adm(pooled_output=sized["source"][0][1]["pooled_output"], device=torch.device("cpu"))
+    assert not torch.equal(vector(sized["source"]), plain), "sizes must matter"
+    for step, (chunks, _, vectors) in enumerate(calls):
+        for place, chunk in enumerate(chunks):
+            for row, key in enumerate(("source", "target")):
+                wanted = sized[key]
+                if chunk == 1:
+                    wanted = [[None, {**mixed(sized, mixes(step)[row])[0][1], **SIZES}]]
+                torch.testing.assert_close(vectors[2 * place + row], vector(wanted)[0])
+
+
+@pytest.mark.parametrize("kind", ["SDXL"], indirect=True)
+def test_another_size_is_another_source(model, texts) -> None:
+    """An inversion made for one size conditioning is not edited under another without a word."""
+    other = [[text, {**extra, **SIZES}] for text, extra in texts["source"]]
+    with pytest.raises(PivotError, match="source conditioning"):
+        guider_of(model, inverted(model, texts), {**texts, "source": other})

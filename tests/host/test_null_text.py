@@ -15,7 +15,7 @@ from pivot_edit.core.errors import PivotError
 from pivot_edit.host import gradients
 from pivot_edit.host.editing import edit
 from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.null_text import null_text
+from pivot_edit.host.null_text import null_text, run_optimization
 from pivot_edit.inversion import Ddim
 from pivot_edit.inversion.null_text import PRESETS
 
@@ -89,6 +89,7 @@ def test_embeddings_bring_the_picture_nearer_and_weights_stay(model, texts, traj
     assert preset in report and "UNet rows" in report and "gradients need about" in report
     plain = null_text_errors(model, texts, trajectory, preset)
     assert errors[0] < plain[0]
+    assert not made.nulls.is_inference() and torch.equal(made.latents, inverted(model, texts).latents)
 
 
 def null_text_errors(model: Any, texts: Any, trajectory: Any, preset: str) -> list[float]:
@@ -232,33 +233,68 @@ def test_the_estimate_is_what_the_way_back_keeps(model, unet, kind, texts) -> No
     assert estimated == pytest.approx(saved.total, rel=0.1)
 
 
+@pytest.mark.parametrize("preset", ["fast", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_are_optimised_with(dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_optimised_with(dtype: torch.dtype, preset: str) -> None:
     model = unets.build("SD15", dtype=dtype)
     texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))}
     pivot, before = inverted(model, texts), snapshot(model)
-    errors = null_text(model, pivot, **texts, cfg=CFG, preset="reference", checkpointing="off")[2]
-    plain = null_text_errors(model, texts, pivot, "reference")
+    errors = null_text(model, pivot, **texts, cfg=CFG, preset=preset, checkpointing="on")[2]
+    plain = null_text_errors(model, texts, pivot, preset)
     assert errors[0] < plain[0]
     assert_as_before(model, before)
     assert all(p.dtype == dtype for p in model.model.diffusion_model.input_blocks[0].parameters())
 
 
-def test_weights_streamed_in_with_a_lora_are_optimised_with() -> None:
-    """The host's low-memory way: weights are cast and patched when they are used, through functions of its layers."""
+LORA = "middle_block.1.transformer_blocks.0.attn2.to_v"
+
+
+def with_lora(lowvram: bool) -> Any:
+    """A model with a patched weight; `lowvram`: left to be patched when it is used, as on a small card."""
+    from comfy.patcher_extension import WrappersMP
+
+    model = unets.build("SD15")
+    name = f"diffusion_model.{LORA}.weight"
+    weight = model.model.state_dict()[name]
+    assert model.add_patches({name: (torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)),)}, 0.5)
+
+    def streamed(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        model.unpatch_model(CPU)
+        model.load(CPU, lowvram_model_memory=1, force_patch_weights=False)
+        return executor(*args, **kwargs)
+
+    if lowvram:
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "streamed", streamed)
+    return model
+
+
+def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
+    """The host's low-memory way: a LoRA is applied by a function of the layer, at every call."""
     texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))}
-    outcomes = []
+    outcomes, functions = [], []
     for lowvram in (False, True):
-        model = unets.build("SD15")
-        name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
-        weight = model.model.state_dict()[name]
-        change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(9))
-        assert model.add_patches({name: (change,)}, 0.5)
-        if lowvram:
-            model.load(CPU, lowvram_model_memory=1, force_patch_weights=False)
-        pivot = inverted(model, texts)
-        outcomes.append(null_text(model, pivot, **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls)
+        model = with_lora(lowvram)
+        pivot, layer = inverted(model, texts), model.model.diffusion_model.get_submodule(LORA)
+        seen: list[int] = functions
+
+        def progress(text: str, layer: Any = layer, seen: list[int] = seen) -> None:
+            seen.append(len(layer.weight_function))
+
+        made = null_text(model, pivot, **texts, cfg=CFG, preset="fast", checkpointing="off", progress=progress)[0]
+        outcomes.append(made.nulls)
+    assert functions[0] == 0 and functions[-1] == 1, "the second model must have been patched when used"
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-3, atol=1e-3)
+    plain = unets.build("SD15")
+    other = null_text(plain, inverted(plain, texts), **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    assert not torch.allclose(other, outcomes[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_streamed_in_are_put_back(unet, checkpointing) -> None:
+    before = [list(getattr(module, "weight_function", ())) for module in unet.modules()]
+    with gradients.differentiable(unet, ELSEWHERE, checkpointing):
+        assert torch.clone in unet.get_submodule(LORA).weight_function
+    assert [list(getattr(module, "weight_function", ())) for module in unet.modules()] == before
 
 
 def test_pictures_of_a_batch_are_optimised_as_if_alone(model, texts, kind) -> None:
@@ -277,7 +313,7 @@ def test_each_picture_may_have_a_prompt_of_its_own(kind, model, texts) -> None:
         both[0][1]["pooled_output"] = torch.cat([texts["source"][0][1]["pooled_output"], other[0][1]["pooled_output"]])
     pair = {"source": both, "negative": texts["negative"]}
     batch = inverted(model, pair, 2)
-    found = null_text(model, batch, **pair, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    found = run_optimization(model, batch, **pair, cfg=CFG, settings=PRESETS["fast"], checkpointing="off")[0].nulls
     single = {"source": other, "negative": texts["negative"]}
     samples = {"samples": unets.latent(8, 12, 2)["samples"][1:]}
     pivot = invert_latent(model, samples, other, STEPS, "reference", Ddim(), False)[0]
@@ -291,7 +327,11 @@ def test_what_does_not_fit_is_refused(model, texts, trajectory) -> None:
     combined = [*texts["source"], *texts["source"]]
     for change, message in (
         ({"source": unets.conditioning(kind, 9)}, "source conditioning"),
-        ({"negative": combined}, "one negative prompt"),
+        ({"negative": combined}, "one plain negative prompt"),
+        ({"source": combined}, "one plain source prompt"),
+        ({"negative": [[texts["negative"][0][0], {**texts["negative"][0][1], "strength": 0.5}]]}, "one with strength"),
+        ({"source": [[texts["source"][0][0], {**texts["source"][0][1], "start_percent": 0.5}]]}, "one with start_perc"),
+        ({"source": [[texts["source"][0][0], {**texts["source"][0][1], "control": object()}]]}, "one with control"),
         ({"preset": "magic"}, "preset"),
         ({"checkpointing": "maybe"}, "checkpointing"),
     ):
@@ -312,3 +352,51 @@ def test_ordinary_weights_are_frozen_only_for_the_while(kind, texts) -> None:
             text = texts["source"][0][0].clone().requires_grad_(True)
             call(unet, text, kind).sum().backward()
         assert text.grad is not None and all(p.requires_grad and p.grad is None for p in unet.parameters())
+
+
+def test_previews_by_a_network_of_the_host_work(model, texts, trajectory, monkeypatch) -> None:
+    """Its weights are inference tensors that ask for gradients, and know none."""
+    import latent_preview
+
+    network = torch.nn.Conv2d(4, 3, 1)
+    assert network.weight.is_inference() and network.weight.requires_grad
+    previewer, shown = latent_preview.TAESDPreviewerImpl.__new__(latent_preview.TAESDPreviewerImpl), []
+    monkeypatch.setattr(previewer, "decode_latent_to_preview_image", lambda kind, x: shown.append(network(x)))
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *args: previewer)
+    null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="off")
+    assert len(shown) == STEPS
+
+
+def test_checkpointing_comes_on_where_memory_is_short(model, texts, trajectory, monkeypatch) -> None:
+    import comfy.model_management as management
+
+    free = management.get_free_memory
+    reports = []
+    for share in (1, 1000, 1_000_000):
+        monkeypatch.setattr(management, "get_free_memory", lambda *args, share=share: free() // share)
+        monkeypatch.setattr("comfy.samplers.calc_cond_batch", unbatched(free))
+        reports.append(null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="auto")[3])
+    assert "checkpointing off" in reports[0] and "checkpointing on" in reports[-1]
+    assert "may not fit" not in reports[0] and "may not fit" in reports[-1]
+
+
+def unbatched(free: Any) -> Any:
+    """The host's own batching under its true free memory."""
+    import comfy.model_management as management
+    import comfy.samplers
+
+    plain = comfy.samplers.calc_cond_batch
+
+    def calc(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(management, "get_free_memory", free)
+            return plain(*args, **kwargs)
+
+    return calc
+
+
+def test_guidance_that_the_embeddings_do_not_know_is_remarked(model, texts, trajectory) -> None:
+    other = model.clone()
+    other.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    pair = [null_text(m, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="off")[3] for m in (model, other)]
+    assert "changes guidance" not in pair[0] and "changes guidance" in pair[1]

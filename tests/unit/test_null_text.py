@@ -351,8 +351,16 @@ def test_null_text_without_embeddings_says_where_they_come_from() -> None:
 
 def test_another_cfg_than_the_optimised_one_is_remarked() -> None:
     trajectory = pivot()
-    assert NullText(cfg=7.5).remark(trajectory, 7.5) == ""
-    assert "7.5" in NullText(cfg=7.5).remark(trajectory, 5.0)
+    made = NullText(cfg=7.5, negative="empty")
+    assert made.remark(trajectory, 7.5, "empty") == ""
+    assert "cfg 7.5" in made.remark(trajectory, 5.0, "empty")
+
+
+def test_another_negative_prompt_is_remarked_where_it_matters() -> None:
+    """Under the source's pooled vector and sizes, the negative prompt is not in the source row at all."""
+    trajectory = pivot()
+    assert "negative prompt" in NullText(negative="empty").remark(trajectory, 7.5, "ugly")
+    assert NullText(True, "source", negative="empty").remark(trajectory, 7.5, "ugly") == ""
 
 
 def test_auto_takes_the_optimised_embeddings() -> None:
