@@ -5,7 +5,7 @@ says, of a method at a cfg: latent_mse, the mean over steps of the squared dista
 decoded picture against the source, and ceiling_psnr, the autoencoder's own round trip; UNet rows that a picture needs
 before it can be edited, forward and backward. The reference's null-text, which costs most, runs on the first 20
 pictures; rows of `null_text fast` on the same 20 stand beside it. `--edits` also makes edits at cfg 7.5 under every
-correction, and `--keep` copies the figures to `docs/figures/`, where README takes its table from.
+correction (`inversion_edits.json`), and `--keep` copies the figures to `docs/figures/`, for README's tables.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from bench.pack import part
 from toy.scenes import Scene
 
 OUT = install.ROOT / "out" / "bench" / "inversion.json"
+EDITS = OUT.with_name("inversion_edits.json")
 STEPS, CFGS, CHUNK = 50, (1.0, 3.0, 7.5), 10
 FIRST = HELD_OUT + 500_000
 ITERATIONS, FEW = 5, 20
@@ -227,26 +229,33 @@ def _edit(
     return judge(edit, bench._decoded(made["samples"]))
 
 
+def write(rows: Iterator[dict[str, Any]], path: pathlib.Path) -> None:
+    """Every row as it is measured, into a file that always holds those so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = []
+    for row in rows:
+        made.append(row)
+        print(json.dumps(row), flush=True)
+        path.write_text(json.dumps(made, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.inversion", description=__doc__)
     parser.add_argument("--count", type=int, default=50, help="pictures")
-    parser.add_argument("--edits", type=int, default=0, help="pictures edited at cfg 7.5 with every preset, too")
+    parser.add_argument("--edits", type=int, default=0, help="pictures edited at cfg 7.5 under every correction, too")
     parser.add_argument("--keep", action="store_true", help="copy the figures to docs/figures")
     options = parser.parse_args()
-    if options.keep and options.count < 50:
-        parser.error("figures are kept from 50 pictures on")
+    if options.keep and (options.count < 50 or options.edits < 20):
+        parser.error("figures are kept from 50 pictures and 20 edits on")
     install.import_comfy()
-    figures: dict[str, list[dict[str, Any]]] = {"rows": [], "edits": []}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         bench = Bench()
-        for name, rows in (("rows", reconstruction(bench, options.count)), ("edits", edited(bench, options.edits))):
-            for row in rows if name == "rows" or options.edits else ():
-                figures[name].append(row)
-                print(json.dumps(row), flush=True)
-                OUT.write_text(json.dumps(figures, indent=2) + "\n")
+        write(reconstruction(bench, options.count), OUT)
+        if options.edits:
+            write(edited(bench, options.edits), EDITS)
     if options.keep:
-        shutil.copy(OUT, install.ROOT / "docs" / "figures" / "inversion.json")
+        for path in (OUT, EDITS):
+            shutil.copy(path, install.ROOT / "docs" / "figures" / path.name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo] [--speed]`.
 
 Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, from the last `make demo`,
-whose report and picture `--demo` takes over, and from the last `make bench-speed`, which `--speed` takes over.
+whose report and picture `--demo` takes over, from the last `make bench-speed`, which `--speed` takes over, and from
+`python -m bench.edits --keep` and `python -m bench.inversion --edits 21 --keep`.
 Numbers are never typed into README by hand, and `tests/contract/test_readme.py` compares.
 """
 
@@ -120,13 +121,35 @@ def _edits_row(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def inversion() -> str:
+    """How exactly every method brings pictures back, and what edits by them give."""
+    rows, made = _figures("inversion.json"), _figures("inversion_edits.json")
+    cfgs = sorted({row["cfg"] for row in rows})
+    head = " | ".join(f"cfg {cfg:g}" for cfg in cfgs)
+    lines = [f"| method | pictures | {head} | rows forward, backward |", f"|---|---|{'---|' * len(cfgs)}---|"]
+    for name, count in dict.fromkeys((row["method"], row["n"]) for row in rows):
+        own = [next(r for r in rows if (r["method"], r["n"], r["cfg"]) == (name, count, cfg)) for cfg in cfgs]
+        cells = " | ".join(f"{row['psnr']:.2f} ({row['latent_mse']:.1e})" for row in own)
+        lines.append(f"| {name} | {count} | {cells} | {own[-1]['forward_rows']:.0f}, {own[-1]['backward_rows']:.0f} |")
+    lines += ["", f"dB (squared distance to the trajectory); the autoencoder alone {rows[0]['ceiling_psnr']:.2f} dB."]
+    lines += [
+        "",
+        "| P2P edits at cfg 7.5 | read as the target | outside the object | to the true edit |",
+        "|---|---|---|---|",
+    ]
+    for row in made:
+        figures = f"{100 * row['success']:.0f} % | {row['background_psnr']:.1f} dB | {row['truth_psnr']:.1f} dB"
+        lines.append(f"| {row['method']} | {figures} |")
+    return "\n".join([*lines, "", f"{made[0]['n']} pictures; color, pattern and shape; no Local Blend."])
+
+
 def _figures(name: str) -> Any:
     return json.loads((FIGURES / name).read_text())
 
 
 def filled(text: str) -> str:
     """README with every marked section made anew."""
-    for make in (methods, toy, demo, edits, speed, nodes):
+    for make in (methods, toy, demo, edits, inversion, speed, nodes):
         name = make.__name__
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         section = make()
