@@ -167,11 +167,16 @@ class Pictures:
         return self.bench.vae.decode(latent)[0].numpy()
 
 
-def reconstruction(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
+def chosen(only: list[str]) -> list[Method]:
+    """The methods of these names, or all."""
+    return [method for method in methods() if not only or method.name in only]
+
+
+def reconstruction(bench: Bench, count: int, only: list[str]) -> Iterator[dict[str, Any]]:
     """A row for every method and cfg over the first held-out pictures."""
     scenes = [Scene.sample(FIRST + i) for i in range(count)]
     chunks = [Pictures(bench, [(s, s.caption) for s in scenes[at : at + CHUNK]]) for at in range(0, count, CHUNK)]
-    for method in methods():
+    for method in chosen(only):
         of = chunks[: FEW // CHUNK] if method.few else chunks
         for cfg in CFGS:
             yield {"method": method.name, "cfg": cfg, **_measured(method, of, cfg)}
@@ -201,20 +206,20 @@ KINDS = {"color": ("auto", 0.8, 0.8, 1.0), "pattern": ("auto", 0.8, 0.8, 1.0), "
 """Edits by P2P alone, and their settings."""
 
 
-def edited(bench: Bench, count: int, cfg: float = 7.5) -> Iterator[dict[str, Any]]:
-    """A row for every null-text preset, negative-prompt and direct: P2P edits of `count` pictures."""
+def edited(bench: Bench, count: int, only: list[str], cfg: float = 7.5) -> Iterator[dict[str, Any]]:
+    """A row for every method: P2P edits of `count` pictures, each kind with its settings."""
     per = -(-count // len(KINDS))
-    chosen = [(r.kind, edit) for r in RECIPES if r.kind in KINDS for edit in cases(r, per)][:count]
-    pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in chosen])
-    for method in methods():
-        if method.correction == "none" or (method.preset == "fast" and method.few):
+    these = [(r.kind, edit) for r in RECIPES if r.kind in KINDS for edit in cases(r, per)][:count]
+    pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in these])
+    for method in chosen(only):
+        if method.preset == "fast" and method.few:
             continue
         pivot, forward, backward = pictures.prepared(method, cfg)
-        judged = [_edit(bench, pictures, method, one, i, chosen[i], cfg) for i, one in pictures.each(pivot)]
+        judged = [_edit(bench, pictures, method, one, i, these[i], cfg) for i, one in pictures.each(pivot)]
         names = ("success", "background_psnr", "truth_psnr")
         means = {name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names}
-        rows = {"forward_rows": round(forward / len(chosen), 2), "backward_rows": round(backward / len(chosen), 2)}
-        yield {"method": method.name, "cfg": cfg, "n": len(chosen), **means, **rows}
+        rows = {"forward_rows": round(forward / len(these), 2), "backward_rows": round(backward / len(these), 2)}
+        yield {"method": method.name, "cfg": cfg, "n": len(these), **means, **rows}
 
 
 def _edit(
@@ -229,20 +234,32 @@ def _edit(
     return judge(edit, bench._decoded(made["samples"]))
 
 
-def write(rows: Iterator[dict[str, Any]], path: pathlib.Path) -> None:
-    """Every row as it is measured, into a file that always holds those so far."""
+def write(rows: Iterator[dict[str, Any]], path: pathlib.Path, go_on: bool) -> None:
+    """Every row as it is measured, into a file that always holds those so far; go_on: beside what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = []
+    made = json.loads(path.read_text()) if go_on and path.exists() else []
     for row in rows:
-        made.append(row)
+        made = [old for old in made if _key(old) != _key(row)] + [row]
         print(json.dumps(row), flush=True)
-        path.write_text(json.dumps(made, indent=2) + "\n")
+        path.write_text(json.dumps(sorted(made, key=_place), indent=2) + "\n")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["n"], row["cfg"]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """By method in the order of the registry, then by pictures and cfg."""
+    return [method.name for method in methods()].index(row["method"]), -row["n"], row["cfg"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.inversion", description=__doc__)
     parser.add_argument("--count", type=int, default=50, help="pictures")
     parser.add_argument("--edits", type=int, default=0, help="pictures edited at cfg 7.5 under every correction, too")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="METHOD", help="these, beside the rows of earlier runs"
+    )
     parser.add_argument("--keep", action="store_true", help="copy the figures to docs/figures")
     options = parser.parse_args()
     if options.keep and (options.count < 50 or options.edits < 20):
@@ -250,9 +267,10 @@ def main() -> None:
     install.import_comfy()
     with torch.inference_mode():
         bench = Bench()
-        write(reconstruction(bench, options.count), OUT)
+        if options.count:
+            write(reconstruction(bench, options.count, options.only), OUT, bool(options.only))
         if options.edits:
-            write(edited(bench, options.edits), EDITS)
+            write(edited(bench, options.edits, options.only), EDITS, bool(options.only))
     if options.keep:
         for path in (OUT, EDITS):
             shutil.copy(path, install.ROOT / "docs" / "figures" / path.name)

@@ -13,7 +13,10 @@ from ..core.guidance import Guidance, Guided
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'."""
+    """Guidance by all of the difference between the predictions, source rows with a cfg of their own.
+
+    eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'.
+    """
 
     title: ClassVar[str] = "classifier-free guidance"
     plain: ClassVar[bool] = True

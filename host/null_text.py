@@ -115,13 +115,12 @@ class NullTextSampler(comfy.samplers.Sampler):
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
         """Whether to checkpoint; what gradients will need is told before it is spent."""
         free = comfy.model_management.get_free_memory(start.device)
-        bytes_ = {
-            on: each * self.trajectory.batch for on, each in estimate(network, unet, self.trajectory, start).items()
-        }
-        on = self.checkpointing == "on" or (self.checkpointing == "auto" and bytes_[False] > 0.7 * free)
-        told = f"gradients need about {_size(bytes_[on])} of {_size(free)} free, checkpointing {'on' if on else 'off'}"
-        other = f"{_size(bytes_[not on])} with it {'off' if on else 'on'}"
-        short = "; that may not fit: choose a smaller picture or fewer at once" if bytes_[on] > free else ""
+        single = estimate(network, unet, self.trajectory, start)
+        needed = {on: each * self.trajectory.batch for on, each in single.items()}
+        on = self.checkpointing == "on" or (self.checkpointing == "auto" and needed[False] > 0.7 * free)
+        told = f"gradients need about {_size(needed[on])} of {_size(free)} free, checkpointing {'on' if on else 'off'}"
+        other = f"{_size(needed[not on])} with it {'off' if on else 'on'}"
+        short = "; that may not fit: choose a smaller picture or fewer at once" if needed[on] > free else ""
         self.memory = f"{told} ({other}){short}"
         logging.log(logging.WARNING if short else logging.INFO, "%s: %s", WHERE, self.memory)
         self.progress(self.memory)
@@ -141,15 +140,11 @@ def estimate(
     for part in (4, 2):
         small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
         found[small[0] * small[1]] = _counted(network, unet, trajectory, start[:1], small)
-    (less, fewer), (area, most) = min(found.items(), key=_area), max(found.items(), key=_area)
-    whole = height * width
+    counts, whole = sorted(found.items()), height * width
+    (less, fewer), (area, most) = counts[0], counts[-1]
     if area == less:
         return {on: int(most[on] * whole / area) for on in most}
     return {on: int(most[on] + (most[on] - fewer[on]) * (whole - area) / (area - less)) for on in most}
-
-
-def _area(entry: tuple[int, Any]) -> int:
-    return entry[0]
 
 
 def _counted(

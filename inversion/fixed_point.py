@@ -18,7 +18,7 @@ from ..core.schedule import Denoise, ddim_step, predict_eps
 
 @dataclasses.dataclass(frozen=True)
 class FixedPoint(Inverter):
-    """Iterates from the DDIM step until the step no longer changes; exact for the cfg it was made at, also above 1.
+    """Iterates from the DDIM step until the step no longer changes; then exact for the cfg it was made at.
 
     iterations: at most so many predictions after the first. tolerance: the relative change at which a picture is
     done. memory: how many differences Anderson's acceleration combines (AIDI, sec. 3.3); 0 is plain iteration.
@@ -28,7 +28,7 @@ class FixedPoint(Inverter):
     """
 
     name: ClassVar[str] = "fixed_point"
-    label: ClassVar[str] = "iterated until exact, also at cfg > 1"
+    label: ClassVar[str] = "iterated until the step no longer changes, also at cfg > 1"
 
     iterations: int = 5
     tolerance: float = 1e-6

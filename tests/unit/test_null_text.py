@@ -218,6 +218,29 @@ def test_the_secant_finds_the_lowest_point_of_its_direction(reach: float) -> Non
     assert abs((gradient * along).sum()) < 1e-6 * gradient.norm() * along.norm()
 
 
+def test_a_direction_that_leads_nowhere_is_not_taken() -> None:
+    """Where a trial only moves the prediction sideways, half as far again from the trajectory, the start is kept."""
+
+    class Sideways(Analytic):
+        aside: torch.Tensor | None = None
+
+        def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+            made = super().null(x, sigma, embedding, pictures)
+            return made if self.aside is None else problem.cond + self.aside
+
+    trajectory, network = pivot(), Sideways()
+    levels = tuple(trajectory.sigmas.flip(0)[:2].tolist())
+    problem = Problem(network, trajectory.noise, trajectory.latents[-2] + 0.01, levels, CFG, SOURCE)
+    miss = problem.miss(problem.cond, problem.everyone)
+    across = noise(6, *miss.shape)
+    across -= miss * (across * miss).sum() / miss.square().sum()
+    moved = problem.miss(problem.cond + across, problem.everyone) - miss
+    network.aside = across * (0.7 * miss.norm() / moved.norm())
+    null, eps, before = Secant(PRESETS["fast"], SOURCE)(problem, 0)
+    assert torch.equal(null, SOURCE) and torch.equal(eps, problem.cond)
+    assert (problem.miss(problem.cond + network.aside, problem.everyone).square().mean() / before).item() < 1.6
+
+
 def test_pictures_within_tolerance_are_left_alone_beside_others() -> None:
     batch = pivot(batch=2)
     errors = replay(batch, SOURCE.expand(20, 2, -1, -1))
