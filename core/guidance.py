@@ -37,11 +37,6 @@ class Guidance(abc.ABC):
         """The cfg of source rows; None: the targets'."""
         return None
 
-    @property
-    def sets_latents(self) -> bool:
-        """Whether `after_step` does anything."""
-        return False
-
     @abc.abstractmethod
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         """What becomes of delta = eps_c - eps_u [(1 + n) * batch, C, H, W]."""

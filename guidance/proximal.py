@@ -93,10 +93,6 @@ class Proximal(Guidance):
         check_window(self.window, "", self.title)
         check_window(self.guide_window, "guide_", self.title)
 
-    @property
-    def sets_latents(self) -> bool:
-        return self.inversion_rate > 0.0 or self.reconstruction_rate > 0.0
-
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         if not window_open(self.window, place, place.steps):
             return Guided(delta)
@@ -106,7 +102,8 @@ class Proximal(Guidance):
         if self.population == "target":
             kept = torch.cat([delta[:batch], kept[batch:]])
             edit[:batch] = 0.0
-        if not self.sets_latents or not window_open(self.guide_window, place, place.steps):
+        pulls = self.inversion_rate > 0.0 or self.reconstruction_rate > 0.0
+        if not pulls or not window_open(self.guide_window, place, place.steps):
             return Guided(kept)
         if self.dilation:
             edit = torch.nn.functional.max_pool2d(edit, 2 * self.dilation + 1, 1, self.dilation)

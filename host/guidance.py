@@ -8,8 +8,7 @@ from ..core.guidance import Guidance
 from ..guidance import ClassifierFree, Proximal
 
 CUSTOM, PLAIN = "custom", "cfg"
-PRESETS: dict[str, Guidance] = {
-    "cfg": ClassifierFree(),
+PRESETS: dict[str, Proximal] = {
     "proxnpi": Proximal("soft", 0.7, population="legacy", inversion_rate=1.0),
     "proxnpi_pie_bench": Proximal("soft", 0.75, population="legacy"),
     "proxmasactrl": Proximal("soft", 0.6, source_cfg=1.0),

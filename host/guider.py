@@ -15,7 +15,7 @@ from ..core.schedule import to_exploding, to_preserving
 from ..core.trajectory import Trajectory
 from ..guidance import ClassifierFree
 from .conditioning import one_per_row, rows_in, stack_rows
-from .models import check_unet, conditioning_fingerprint, fingerprint
+from .models import check_same_model, check_same_source, check_unet
 from .patching import with_rows
 from .prompts import Conditioning
 from .runs import controllers_of, place_of, sampler_name
@@ -48,8 +48,8 @@ class EditGuider(comfy.samplers.CFGGuider):
         guidance: Guidance | None = None,
     ) -> None:
         check_unet(model, WHERE)
-        check_same_model(model, trajectory)
-        check_same_source(source, trajectory)
+        check_same_model(model, trajectory, WHERE)
+        check_same_source(source, trajectory, WHERE)
         super().__init__(model)
         self.trajectory = trajectory
         self.correction = correction
@@ -278,26 +278,3 @@ def check_sampler(sampler: Any) -> None:
         "An inverted picture only comes back along its own trajectory; choose euler.",
         WHERE,
     )
-
-
-def check_same_model(model: Any, trajectory: Trajectory, where: str = WHERE) -> None:
-    """Raise PivotError when the inversion was made with another model."""
-    mine = fingerprint(model)
-    if mine != trajectory.model:
-        raise PivotError(
-            f"the model the inversion was made with ({trajectory.model})",
-            f"another one ({mine})",
-            "Connect the same checkpoint and LoRA to the inversion and to the edit.",
-            where,
-        )
-
-
-def check_same_source(source: Conditioning, trajectory: Trajectory, where: str = WHERE) -> None:
-    """Raise PivotError when the source conditioning is not the one that was inverted with."""
-    if conditioning_fingerprint(source) != trajectory.conditioning:
-        raise PivotError(
-            "the source conditioning that the inversion was made with",
-            "another one",
-            "Use one source prompt for the inversion and for the edit.",
-            where,
-        )

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..core.correction import Correction
 from ..core.inverter import Inverter
 from ..core.quality import latent_psnr
 from ..core.trajectory import Trajectory
-from ..inversion import correction_for, correction_named
+from ..inversion import correction_for
 from .editing import replay
 from .prompts import Conditioning
 from .sampling import ReplaySampler, clean_rows, run_inversion
@@ -46,9 +47,8 @@ def _residual(residuals: list[torch.Tensor]) -> str:
     return f", residual {float(worst.mean()):.1e} (largest {float(worst.max()):.1e}, step {int(worst.argmax()) + 1})"
 
 
-def with_correction(trajectory: Trajectory, name: str, **options: Any) -> Trajectory:
+def with_correction(trajectory: Trajectory, correction: Correction) -> Trajectory:
     """The inversion with a correction of its own, which edit nodes set to `auto` follow."""
-    correction = correction_named(name, **options)
     correction.check(trajectory)
     return dataclasses.replace(trajectory, correction=correction)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..core.errors import PivotError
+from ..core.trajectory import Trajectory
 
 _SAMPLED = 64
 _ILL_POSED = 1000.0
@@ -84,6 +85,29 @@ def conditioning_fingerprint(conditioning: Any) -> str:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         digest.update(str([options[name] for name in _SIZES if name in options]).encode())
     return digest.hexdigest()[:16]
+
+
+def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:
+    """Raise PivotError when the inversion was made with another model."""
+    mine = fingerprint(model)
+    if mine != trajectory.model:
+        raise PivotError(
+            f"the model the inversion was made with ({trajectory.model})",
+            f"another one ({mine})",
+            "Connect the same checkpoint and LoRA to the inversion and to the edit.",
+            where,
+        )
+
+
+def check_same_source(source: Any, trajectory: Trajectory, where: str) -> None:
+    """Raise PivotError when the source conditioning is not the one that was inverted with."""
+    if conditioning_fingerprint(source) != trajectory.conditioning:
+        raise PivotError(
+            "the source conditioning that the inversion was made with",
+            "another one",
+            "Use one source prompt for the inversion and for the edit.",
+            where,
+        )
 
 
 def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,10 @@ from ..core.trajectory import Trajectory
 from ..inversion.null_text import PRESETS, NullText, Optimized, Settings, optimize
 from .conditioning import rows_in, text_of, with_text
 from .gradients import SavedBytes, differentiable, with_plain_attention
-from .guider import check_same_model, check_same_source
-from .models import check_unet, conditioning_fingerprint
+from .models import check_same_model, check_same_source, check_unet, conditioning_fingerprint
 from .plots import line_plot
 from .prompts import Conditioning
-from .sampling import check_uncontrolled, preview
+from .sampling import OwnSampler, Show, check_uncontrolled, denoiser, preview
 
 WHERE = "Null-Text Optimize"
 CHECKPOINTING = ("auto", "on", "off")
@@ -39,7 +38,7 @@ class HostNetwork:
     options: dict[str, Any]
     base: str
 
-    def cond(self, x: torch.Tensor, sigma: float, pictures: torch.Tensor) -> torch.Tensor:
+    def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         with torch.no_grad():
             return predict_eps(self._denoise(self.guider.conds["positive"]), x, sigma)
 
@@ -53,13 +52,8 @@ class HostNetwork:
         return HostNetwork(_Guider(conds, self.guider.inner_model), self.options, self.base)
 
     def _denoise(self, conds: list[dict[str, Any]]) -> Denoise:
-        def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            at = exploding.new_full((len(exploding),), sigma)
-            made = comfy.samplers.calc_cond_batch(self.guider.inner_model, [conds], exploding, at, self.options)
-            return made[0]
-
-        return denoise
+        run, model = comfy.samplers.calc_cond_batch, self.guider.inner_model
+        return denoiser(lambda exploding, sigmas: run(model, [conds], exploding, sigmas, self.options)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +64,7 @@ class _Guider:
     inner_model: Any
 
 
-class NullTextSampler(comfy.samplers.Sampler):
+class NullTextSampler(OwnSampler):
     """Optimises a trajectory's embeddings into `optimized`; what it samples is the picture as it then comes back."""
 
     def __init__(self, trajectory: Trajectory, settings: Settings, checkpointing: str, progress: Progress) -> None:
@@ -79,37 +73,27 @@ class NullTextSampler(comfy.samplers.Sampler):
         self.optimized: Optimized | None = None
         self.memory = ""
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: Any = None,
-        disable_pbar: bool = False,
+    def run(
+        self, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], show: Show, latent_image: torch.Tensor
     ) -> torch.Tensor:
         base = "positive" if self.settings.base == "source" else "negative"
-        unet, last = model_wrap.inner_model.diffusion_model, latent_image
+        unet, last = guider.inner_model.diffusion_model, latent_image
         with torch.inference_mode(False):
             options = with_plain_attention(extra_args["model_options"])
-            network = HostNetwork(model_wrap, options, base).part(torch.clone)  # inference mode made what they read
+            network = HostNetwork(guider, options, base)
             start = text_of(network.guider.conds[base]).float().clone()
             start = start.to(latent_image.device).expand(self.trajectory.batch, -1, -1).clone()
-            pivot = dataclasses.replace(self.trajectory, latents=self.trajectory.latents.clone())
             checkpointing = self._plan(network, unet, start)
 
             def on_step(i: int, x: torch.Tensor, denoised: torch.Tensor, error: torch.Tensor) -> None:
                 nonlocal last
                 last = x
-                self.progress(f"step {i + 1} of {pivot.steps}, loss {float(error.mean()):.2e}")
-                if callback is not None:
-                    with torch.no_grad():  # previews may be networks of the host, whose weights know no gradient
-                        callback(i, denoised, x, pivot.steps)
+                self.progress(f"step {i + 1} of {self.trajectory.steps}, loss {float(error.mean()):.2e}")
+                with torch.no_grad():  # previews may be networks of the host, whose weights know no gradient
+                    show(i, denoised, x, self.trajectory.steps)
 
             with differentiable(unet, latent_image.device, checkpointing):
-                self.optimized = optimize(network, pivot, start, model_wrap.cfg, self.settings, on_step)
+                self.optimized = optimize(network, self.trajectory, start, guider.cfg, self.settings, on_step)
         return last
 
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:

@@ -20,63 +20,27 @@ from .models import check_levels, check_unet, conditioning_fingerprint, fingerpr
 from .prompts import Conditioning, prompt_of
 from .runs import controllers_of, run_of
 
+Show = Callable[[int, torch.Tensor, torch.Tensor, int], object]
+"""show(i, denoised, x, steps): a preview after step i."""
 
-def _denoiser(guider: Any, extra_args: dict[str, Any]) -> Denoise:
-    """The one model contract over a guider: denoise(X, sigma) -> x0, interruptible."""
+
+def denoiser(predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Denoise:
+    """The one model contract, denoise(X, sigma) -> x0, over a prediction that takes a sigma for every row;
+    interruptible."""
 
     def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return guider(exploding, exploding.new_full((len(exploding),), sigma), **extra_args)
+        return predict(exploding, exploding.new_full((len(exploding),), sigma))
 
     return denoise
 
 
-class InversionSampler(comfy.samplers.Sampler):
-    """Runs an inversion and keeps every latent in `latents` [N + 1, B, C, H, W] and every residual in `residuals`; the
-    result is the noise."""
-
-    def __init__(self, sigmas: torch.Tensor, inverter: Inverter) -> None:
-        self.sigmas = sigmas
-        self.inverter = inverter
-        self.latents: torch.Tensor | None = None
-        self.residuals: list[torch.Tensor] = []
-
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Any,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: Any = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        steps = len(self.sigmas) - 1
-
-        def on_step(i: int, step: Step) -> None:
-            if step.residual is not None:
-                self.residuals.append(step.residual.float().cpu())
-            if callback is not None:
-                callback(i, step.denoised, step.x, steps)
-
-        latents = invert(self.inverter, _denoiser(model_wrap, extra_args), latent_image, self.sigmas, on_step)
-        self.latents = latents.float().cpu()
-        return latents[-1]
+def _guided(guider: Any, extra_args: dict[str, Any]) -> Denoise:
+    return denoiser(lambda exploding, sigmas: guider(exploding, sigmas, **extra_args))
 
 
-class ReplaySampler(comfy.samplers.Sampler):
-    """DDIM from the trajectory's noise to the picture on [source; targets] rows.
-
-    Where rows are after a step the Edit Guider says (`land`); under a plain guider the correction does.
-    """
-
-    lands = True
-    """Calls the guider's `land` after every step."""
-
-    def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
-        self.trajectory = trajectory
-        self.correction = correction
+class OwnSampler(comfy.samplers.Sampler):
+    """A loop of ours in the host's place for samplers: what it hands over, without what such a loop has no use for."""
 
     def sample(
         self,
@@ -89,10 +53,61 @@ class ReplaySampler(comfy.samplers.Sampler):
         denoise_mask: Any = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
+        show = callback or (lambda i, denoised, x, steps: None)
+        return self.run(model_wrap, sigmas, extra_args, show, latent_image)
+
+    def run(
+        self, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], show: Show, latent_image: torch.Tensor
+    ) -> torch.Tensor:
+        """The samples."""
+        raise NotImplementedError
+
+
+class InversionSampler(OwnSampler):
+    """Runs an inversion and keeps every latent in `latents` [N + 1, B, C, H, W] and every residual in `residuals`; the
+    result is the noise."""
+
+    def __init__(self, sigmas: torch.Tensor, inverter: Inverter) -> None:
+        self.sigmas = sigmas
+        self.inverter = inverter
+        self.latents: torch.Tensor | None = None
+        self.residuals: list[torch.Tensor] = []
+
+    def run(
+        self, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], show: Show, latent_image: torch.Tensor
+    ) -> torch.Tensor:
+        steps = len(self.sigmas) - 1
+
+        def on_step(i: int, step: Step) -> None:
+            if step.residual is not None:
+                self.residuals.append(step.residual.float().cpu())
+            show(i, step.denoised, step.x, steps)
+
+        latents = invert(self.inverter, _guided(guider, extra_args), latent_image, self.sigmas, on_step)
+        self.latents = latents.float().cpu()
+        return latents[-1]
+
+
+class ReplaySampler(OwnSampler):
+    """DDIM from the trajectory's noise to the picture on [source; targets] rows.
+
+    Where rows are after a step the Edit Guider says (`land`); under a plain guider the correction does.
+    """
+
+    lands = True
+    """Calls the guider's `land` after every step."""
+
+    def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
+        self.trajectory = trajectory
+        self.correction = correction
+
+    def run(
+        self, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], show: Show, latent_image: torch.Tensor
+    ) -> torch.Tensor:
         pivot, batch = self.trajectory, self.trajectory.batch
         _check_levels(sigmas, pivot)
-        land = getattr(model_wrap, "land", self._land)
-        denoise = _denoiser(model_wrap, extra_args)
+        land = getattr(guider, "land", self._land)
+        denoise = _guided(guider, extra_args)
         run = run_of(extra_args["model_options"])
         if run is not None:
             run.stepped = True
@@ -105,8 +120,7 @@ class ReplaySampler(comfy.samplers.Sampler):
             x = land(x, pivot.steps - i - 1)
             x = x if run is None else run.after_step(x, Place(i, pivot.steps, sigma))
             check_finite(x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}")
-            if callback is not None:
-                callback(i, denoised, x, pivot.steps)
+            show(i, denoised, x, pivot.steps)
         return x
 
     def _land(self, x: torch.Tensor, index: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..core.storage import SUFFIX, is_inversion, read, rounding, write
 from ..core.trajectory import Trajectory
 from ..inversion import correction_named
 from .masks import PIXELS
-from .models import fingerprint
+from .models import check_same_model
 
 PREFIX = "pivot/inversion"
 OUTPUT = " [output]"
@@ -60,7 +60,7 @@ def load(name: str, model: Any = None, latent: dict[str, Any] | None = None) -> 
     if trajectory.correction:
         trajectory.correction.check(trajectory)
     if model is not None:
-        _check_model(model, trajectory)
+        check_same_model(model, trajectory, LOAD)
     if latent is not None:
         trajectory.check_matches(latent["samples"], LOAD)
     precision = "half" if stored.half else "full"
@@ -152,14 +152,3 @@ def _rebuilt(correction: tuple[str, dict[str, Any]] | None) -> Correction | None
         return correction_named(name, **options)
     except TypeError as error:
         raise PivotError(f"options of {name}", f"{options}", "Update Pivot Edit, or save it again.", LOAD) from error
-
-
-def _check_model(model: Any, trajectory: Trajectory) -> None:
-    mine = fingerprint(model)
-    if mine != trajectory.model:
-        raise PivotError(
-            f"the model that the saved inversion was made with ({trajectory.model})",
-            f"another one ({mine})",
-            "Connect the same checkpoint and LoRA, or invert the picture with this one.",
-            LOAD,
-        )

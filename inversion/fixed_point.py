@@ -21,7 +21,7 @@ class FixedPoint(Inverter):
     """Iterates from the DDIM step until the step no longer changes; then exact for the cfg it was made at.
 
     iterations: at most so many predictions after the first. tolerance: the relative change at which a picture is
-    done. memory: how many differences Anderson's acceleration combines (AIDI, sec. 3.3); 0 is plain iteration.
+    done.
 
     The residual is by how much the best iterate asked about misses its step; the result is what follows from it, one
     iteration closer. A picture whose residual grows keeps that iterate itself: never worse than the DDIM step.
@@ -32,13 +32,12 @@ class FixedPoint(Inverter):
 
     iterations: int = 5
     tolerance: float = 1e-6
-    memory: int = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.tolerance < 0.0 or self.memory < 0:
+        if self.iterations < 0 or self.tolerance < 0.0:
             raise PivotError(
-                "iterations, tolerance and memory of 0 or more",
-                f"{self.iterations}, {self.tolerance:g} and {self.memory}",
+                "iterations and tolerance of 0 or more",
+                f"{self.iterations} and {self.tolerance:g}",
                 "3 to 10 iterations.",
                 "fixed-point inversion",
             )
@@ -51,7 +50,6 @@ class FixedPoint(Inverter):
         guess, denoised = onward(x)
         best, kept, residual = guess, guess, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         searching = torch.ones_like(residual, dtype=torch.bool)
-        history: list[tuple[torch.Tensor, torch.Tensor]] = []
         for _ in range(self.iterations):
             image, denoised = onward(guess)
             change = _relative(image - guess, image)
@@ -61,25 +59,8 @@ class FixedPoint(Inverter):
             searching = better & (change > self.tolerance)
             if not searching.any():
                 break
-            history = [*history, (guess, image)][-self.memory - 1 :]
-            guess = torch.where(_wide(searching), _accelerated(history), guess)
+            guess = torch.where(_wide(searching), image, guess)
         return Step(best, denoised, residual if self.iterations else None)
-
-
-def _accelerated(history: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Anderson's next guess from (guess, image) pairs, the last one newest, every picture for itself."""
-    guess, image = history[-1]
-    if len(history) == 1:
-        return image
-    change = (image - guess).flatten(1)
-    older = torch.stack([(b - a).flatten(1) for a, b in history[:-1]], -1)
-    images = torch.stack([b.flatten(1) for _, b in history[:-1]], -1)
-    differences = change[..., None] - older
-    gram = differences.mT @ differences
-    ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] + 1e-30
-    weights = torch.linalg.solve(gram + ridge * torch.eye(gram.shape[-1]).to(gram), differences.mT @ change[..., None])
-    step: torch.Tensor = (image.flatten(1)[..., None] - images) @ weights
-    return image - step.view_as(image)
 
 
 def _relative(change: torch.Tensor, of: torch.Tensor) -> torch.Tensor:

@@ -61,13 +61,13 @@ class NullText(Correction):
 
 
 class Network(Protocol):
-    """Noise predictions [P, C, H, W] for the pictures whose indices are given [P], at latents x [P, C, H, W]."""
+    """Noise predictions of the shape of latents x [P, C, H, W]."""
 
-    def cond(self, x: torch.Tensor, sigma: float, pictures: torch.Tensor) -> torch.Tensor:
-        """Under the source prompt, without a gradient."""
+    def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Under the source prompt, of all pictures, without a gradient."""
 
     def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Under an embedding [P, T, D], differentiable in it."""
+        """Under embeddings [P, T, D], differentiable in them, of the pictures whose indices are given [P]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Problem:
         self.source = source
         if source is None:
             self.forward_rows += 1
-            self._made = network.cond(x, self.sigma, self.everyone)
+            self._made = network.cond(x, self.sigma)
         else:
             self.source = source.detach().requires_grad_(True)
             with torch.enable_grad():
@@ -265,7 +265,7 @@ class Secant:
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
         self.settings, self.start = settings, start
-        self.squares, self.steps = torch.zeros_like(start), 0
+        self.squares = torch.zeros_like(start)
         self.length = settings.reach * start.flatten(1).norm(dim=1)
 
     def __call__(self, problem: Problem, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -342,7 +342,7 @@ def optimize(
     rows = torch.zeros(2, trajectory.batch, dtype=torch.long)
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
         wanted = trajectory.latents[trajectory.steps - 1 - i].to(x)
-        source = start if settings.solver == "secant" else None
+        source = start if settings.base == "source" else None
         problem = Problem(network, x, wanted, (sigma, sigma_next), cfg, source)
         null, eps, first = solver(problem, i)
         x = check_finite(problem.landing(eps, problem.everyone), "the optimised latent", f"null-text, step {i + 1}")

@@ -15,8 +15,8 @@ def _fraction(name: str, default: float, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
 
-def guidance_inputs() -> list[io.Input]:
-    """What a guidance rule is made of, in the order of both nodes."""
+def threshold_inputs() -> list[io.Input]:
+    """What guides, and when."""
     return [
         io.Combo.Input(
             "preset",
@@ -58,9 +58,15 @@ def guidance_inputs() -> list[io.Input]:
         _fraction(
             "end", Proximal.window[1], "Last thresholded step, as a fraction of all; after it guidance is plain."
         ),
+    ]
+
+
+def pull_inputs() -> list[io.Input]:
+    """What else moves latents, and the source's guidance."""
+    return [
         _fraction(
             "inversion_rate",
-            1.0,
+            PRESETS["proxnpi"].inversion_rate,
             "Inversion guidance: how far latents move to the trajectory after a step where nothing is edited. 1 keeps "
             "these places exactly; 0 is off, and right where something is to move away. Papers 0.1 to 1.",
         ),
@@ -91,6 +97,11 @@ def guidance_inputs() -> list[io.Input]:
             tooltip="Guidance of the source row alone; 0 takes the edit's. ProxMasaCtrl has 1.",
         ),
     ]
+
+
+def guidance_inputs() -> list[io.Input]:
+    """What a guidance rule is made of, in the order of both nodes."""
+    return [*threshold_inputs(), *pull_inputs()]
 
 
 class PivotProximalGuidance(io.ComfyNode):

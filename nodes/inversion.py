@@ -6,9 +6,47 @@ from comfy_api.latest import io, ui
 
 from ..core.schedule import LEVELS
 from ..host.inversion import InversionParts, invert_latent, with_correction
-from ..inversion import INVERTERS, inverter_named
+from ..inversion import INVERTERS, Ddim, Direct, FixedPoint, NegativePrompt, inverter_named
 from ..inversion.ddim import EVALUATIONS
 from .sockets import CATEGORY, Inversion, correction_input, inversion_input, model_input
+
+
+def _method_inputs() -> list[io.Input]:
+    """Which way to noise, and at which guidance."""
+    return [
+        io.Combo.Input(
+            "method",
+            options=list(INVERTERS),
+            default=Ddim.name,
+            optional=True,
+            tooltip="; ".join(f"{kind.name}: {kind.label}" for kind in INVERTERS.values())
+            + ". fixed_point costs as many evaluations a step as it iterates.",
+        ),
+        io.Int.Input(
+            "iterations",
+            default=FixedPoint.iterations,
+            min=0,
+            max=50,
+            optional=True,
+            tooltip="Of fixed_point, at most: it stops where the step no longer changes, or changes more. "
+            "Higher is more exact; 3 to 10.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance of the inversion. 1 as in the papers; with fixed_point the picture also comes "
+            "back at a higher one, if the edit uses the same and correction none.",
+        ),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="Only for a cfg other than 1: what unconditional rows read, as for the edit.",
+        ),
+    ]
 
 
 class PivotDDIMInversion(io.ComfyNode):
@@ -42,7 +80,7 @@ class PivotDDIMInversion(io.ComfyNode):
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
-                    default="reference",
+                    default=Ddim.evaluation,
                     tooltip="Of ddim: where the network is asked. reference: at the time of the upper level, as public "
                     "implementations do, and closer; naive: of the lower level.",
                 ),
@@ -52,38 +90,7 @@ class PivotDDIMInversion(io.ComfyNode):
                     tooltip="Also run the way back and report how exactly the latent returns. Costs as much as the "
                     "inversion, once.",
                 ),
-                io.Combo.Input(
-                    "method",
-                    options=list(INVERTERS),
-                    default="ddim",
-                    optional=True,
-                    tooltip="; ".join(f"{kind.name}: {kind.label}" for kind in INVERTERS.values())
-                    + ". fixed_point costs as many evaluations a step as it iterates.",
-                ),
-                io.Int.Input(
-                    "iterations",
-                    default=5,
-                    min=0,
-                    max=50,
-                    optional=True,
-                    tooltip="Of fixed_point, at most: it stops where the step no longer changes, or changes more. "
-                    "Higher is more exact; 3 to 10.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Guidance of the inversion. 1 as in the papers; with fixed_point the picture also comes "
-                    "back at a higher one, if the edit uses the same and correction none.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Only for a cfg other than 1: what unconditional rows read, as for the edit.",
-                ),
+                *_method_inputs(),
             ],
             outputs=[
                 Inversion.Output(display_name="inversion"),
@@ -104,8 +111,8 @@ class PivotDDIMInversion(io.ComfyNode):
         levels: str,
         evaluation: str,
         check_reconstruction: bool,
-        method: str = "ddim",
-        iterations: int = 5,
+        method: str = Ddim.name,
+        iterations: int = FixedPoint.iterations,
         cfg: float = 1.0,
         negative: Any = None,
     ) -> io.NodeOutput:
@@ -130,7 +137,7 @@ class PivotNegativePromptInversion(io.ComfyNode):
                 inversion_input(),
                 io.Float.Input(
                     "interpolation",
-                    default=0.0,
+                    default=NegativePrompt.interpolation,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -139,13 +146,13 @@ class PivotNegativePromptInversion(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "keep_source",
-                    default=False,
+                    default=NegativePrompt.keep_source,
                     tooltip="The source row reads the source prompt whatever the interpolation: exact, while targets "
                     "are free. ProxMasaCtrl has it on, with interpolation 1.",
                 ),
                 io.Float.Input(
                     "start",
-                    default=0.0,
+                    default=NegativePrompt.start,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -156,9 +163,8 @@ class PivotNegativePromptInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, inversion: Any, interpolation: float, keep_source: bool, start: float) -> io.NodeOutput:
-        options = {"interpolation": interpolation, "keep_source": keep_source, "start": start}
-        return io.NodeOutput(with_correction(inversion, "negative_prompt", **options))
+    def execute(cls, inversion: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(with_correction(inversion, NegativePrompt(**options)))
 
 
 class PivotDirectInversion(io.ComfyNode):
@@ -176,13 +182,13 @@ class PivotDirectInversion(io.ComfyNode):
                 inversion_input(),
                 io.Boolean.Input(
                     "legacy",
-                    default=False,
+                    default=Direct.legacy,
                     tooltip="Adds the difference to the source row, as the reference does, instead of setting the row. "
                     "The same to the last bit but one, and costs the source's rows.",
                 ),
                 io.Float.Input(
                     "scale",
-                    default=1.0,
+                    default=Direct.scale,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -190,7 +196,7 @@ class PivotDirectInversion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "every",
-                    default=1,
+                    default=Direct.every,
                     min=1,
                     max=999,
                     tooltip="Only at every k-th step. 1 is exact; the paper's ablation tries 2 to 49.",
@@ -200,8 +206,8 @@ class PivotDirectInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, inversion: Any, legacy: bool, scale: float, every: int) -> io.NodeOutput:
-        return io.NodeOutput(with_correction(inversion, "direct", legacy=legacy, scale=scale, every=every))
+    def execute(cls, inversion: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(with_correction(inversion, Direct(**options)))
 
 
 class PivotInversionParts(io.ComfyNode):

@@ -56,18 +56,7 @@ class PivotNullTextOptimize(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        inversion: Any,
-        source: Any,
-        negative: Any,
-        cfg: float,
-        preset: str,
-        checkpointing: str,
-    ) -> io.NodeOutput:
+    def execute(cls, model: Any, inversion: Any, **options: Any) -> io.NodeOutput:
         progress = progress_text(cls.hidden.unique_id)
-        made, curve, errors, report = null_text(
-            model, inversion, source, negative, cfg, preset, checkpointing, progress
-        )
+        made, curve, errors, report = null_text(model, inversion, **options, progress=progress)
         return io.NodeOutput(made, curve, errors, report, ui=ui.PreviewText(report))

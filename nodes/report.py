@@ -47,18 +47,8 @@ class PivotInversionReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        vae: Any,
-        image: Any,
-        inversion: Any,
-        source: Any,
-        negative: Any,
-        cfg: float,
-        correction: str,
-    ) -> io.NodeOutput:
-        made = report(model, vae, image, inversion, source, negative, cfg, correction)
+    def execute(cls, model: Any, vae: Any, image: Any, inversion: Any, **options: Any) -> io.NodeOutput:
+        made = report(model, vae, image, inversion, **options)
         shown = {**ui.PreviewImage(made.plot, cls=cls).as_dict(), **ui.PreviewText(made.text).as_dict()}
         quality = made.quality
         return io.NodeOutput(made.reconstruction, made.plot, quality.psnr, quality.ceiling, made.text, ui=shown)

@@ -37,18 +37,8 @@ class PivotEditSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        inversion: Any,
-        source: Any,
-        target: Any,
-        negative: Any,
-        cfg: float,
-        correction: str,
-        guidance: Any = None,
-    ) -> io.NodeOutput:
-        return io.NodeOutput(*edit(model, inversion, source, target, negative, cfg, correction, guidance))
+    def execute(cls, model: Any, inversion: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(*edit(model, inversion, **options))
 
 
 class PivotEditGuider(io.ComfyNode):
@@ -65,15 +55,5 @@ class PivotEditGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        inversion: Any,
-        source: Any,
-        target: Any,
-        negative: Any,
-        cfg: float,
-        correction: str,
-        guidance: Any = None,
-    ) -> io.NodeOutput:
-        return io.NodeOutput(edit_guider(model, inversion, source, target, negative, cfg, correction, guidance))
+    def execute(cls, model: Any, inversion: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(edit_guider(model, inversion, **options))

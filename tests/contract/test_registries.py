@@ -147,7 +147,6 @@ PROMISED = frozenset(
         "remark",
         "step",
         "guide",
-        "sets_latents",
         "source_cfg",
     }
 )

@@ -26,7 +26,7 @@ from pivot_edit.host.inversion import InversionParts, invert_latent, with_correc
 from pivot_edit.host.layers import layers_of
 from pivot_edit.host.patching import add_controller
 from pivot_edit.host.sampling import run_edit
-from pivot_edit.inversion import Ddim, FixedPoint
+from pivot_edit.inversion import Ddim, Direct, FixedPoint, NegativePrompt, NullText
 from pivot_edit.inversion.ddim import Uncorrected
 from test_controls import close, differ
 from test_editing import Passthrough, pair
@@ -367,7 +367,7 @@ NPI: dict[str, tuple[dict[str, Any], Any]] = {
 def test_every_unconditional_row_reads_its_text_and_pooled_vector(model, texts, name, split, monkeypatch) -> None:
     """Two pictures and two targets, in one call and in calls apart (oracle 9)."""
     options, mixes = NPI[name]
-    pivot = with_correction(inverted(model, texts, batch=2), "negative_prompt", **options)
+    pivot = with_correction(inverted(model, texts, batch=2), NegativePrompt(**options))
     target = join_rows(texts["target"], texts["other"], "test")
     guider = guider_of(model, pivot, {**texts, "target": target})
     guider.economy = False
@@ -400,7 +400,7 @@ def test_with_rows_left_out_each_still_reads_its_own(model, trajectory, texts, n
     """Where the source needs no unconditional row there is none; the target's reads what it should."""
     options, mixes = NPI[name]
     calls = reading(model, monkeypatch)
-    run(model, with_correction(trajectory, "negative_prompt", **options), texts, correction="auto")
+    run(model, with_correction(trajectory, NegativePrompt(**options)), texts, correction="auto")
     read = [(text, chunks) for chunks, text, _ in calls if 1 in chunks]
     assert len(read) == STEPS
     for step, (text, chunks) in enumerate(read):
@@ -414,7 +414,7 @@ def test_with_rows_left_out_each_still_reads_its_own(model, trajectory, texts, n
 def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(model, texts, single, monkeypatch) -> None:
     pivot = inverted(model, texts, batch=2)
     nulls = torch.randn(STEPS, 2, *texts["negative"][0][0].shape[1:], generator=torch.Generator().manual_seed(3))
-    pivot = with_correction(dataclasses.replace(pivot, nulls=nulls), "null_text", single_branch=single)
+    pivot = with_correction(dataclasses.replace(pivot, nulls=nulls), NullText(single_branch=single))
     calls = reading(model, monkeypatch)
     run(model, pivot, texts, correction="auto")
     read = unconditional(calls, 4)
@@ -427,7 +427,7 @@ def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(model, te
 @ALSO_POOLED
 def test_the_ends_of_interpolation_are_the_two_methods(model, trajectory, texts) -> None:
     """Oracle 34."""
-    ends = [with_correction(trajectory, "negative_prompt", interpolation=mix) for mix in (0.0, 1.0)]
+    ends = [with_correction(trajectory, NegativePrompt(interpolation=mix)) for mix in (0.0, 1.0)]
     for end, name in zip(ends, ("negative_prompt", "none"), strict=True):
         by_name = run(model, trajectory, texts, correction=name)
         assert all(torch.equal(a, b) for a, b in zip(run(model, end, texts, correction="auto"), by_name, strict=True))
@@ -436,7 +436,7 @@ def test_the_ends_of_interpolation_are_the_two_methods(model, trajectory, texts)
 @pytest.mark.parametrize("interpolation", [0.4, 1.0])
 def test_keep_source_keeps_the_source_and_frees_the_target(model, trajectory, texts, interpolation) -> None:
     """The source row is NPI's own, and the target's guidance that from the text in between."""
-    kept = with_correction(trajectory, "negative_prompt", interpolation=interpolation, keep_source=True)
+    kept = with_correction(trajectory, NegativePrompt(interpolation=interpolation, keep_source=True))
     edited, back = run(model, kept, texts, correction="auto")
     close(back, run(model, trajectory, texts, correction="negative_prompt")[1])
     close(edited, run(model, trajectory, texts, negative=mixed(texts, interpolation))[0])
@@ -444,7 +444,7 @@ def test_keep_source_keeps_the_source_and_frees_the_target(model, trajectory, te
 
 @ALSO_POOLED
 def test_texts_of_other_lengths_and_settings_are_stacked_or_refused(model, kind, trajectory, texts) -> None:
-    kept = with_correction(trajectory, "negative_prompt", interpolation=1.0, keep_source=True)
+    kept = with_correction(trajectory, NegativePrompt(interpolation=1.0, keep_source=True))
     long = unets.conditioning(kind, 7, tokens=154)
     assert torch.isfinite(run(masa(model), kept, texts, correction="auto", negative=long)[0]).all()
     area = [[texts["negative"][0][0], {**texts["negative"][0][1], "strength": 0.5}]]
@@ -505,7 +505,7 @@ def test_two_targets_are_edited_as_alone(model, trajectory, texts) -> None:
 
 def test_adding_the_difference_is_setting_the_row(model, trajectory, texts) -> None:
     """Oracle 32; and the target is plain guidance, oracle 33."""
-    added, direct = (with_correction(trajectory, "direct", legacy=legacy) for legacy in (True, False))
+    added, direct = (with_correction(trajectory, Direct(legacy=legacy)) for legacy in (True, False))
     edited, back = run(model, added, texts, correction="auto")
     torch.testing.assert_close(back, on_host(model, trajectory.latents[0]), rtol=0, atol=1e-5)
     close(edited, run(model, direct, texts, correction="auto")[0])
@@ -516,7 +516,7 @@ def test_directs_ablations_leave_the_source_between_trajectory_and_drift(model, 
     watches = []
     for options in ({"scale": 0.0}, {"scale": 0.5}, {"every": 2}, {"legacy": True}):
         watches.append(Watch())
-        ablated = with_correction(trajectory, "direct", **options)
+        ablated = with_correction(trajectory, Direct(**options))
         run(add_controller(model, watches[-1]), ablated, texts, correction="auto")
     pivots = [trajectory.latents[STEPS - 1 - step] for step in range(STEPS)]
     off = [[float((x[:1] - pivot).norm()) for x, pivot in zip(one.seen, pivots, strict=True)] for one in watches]
@@ -525,7 +525,7 @@ def test_directs_ablations_leave_the_source_between_trajectory_and_drift(model, 
     assert half[0] == pytest.approx(drift[0] / 2, rel=1e-3) and min(half) > 1e-2 * min(drift)
     assert max(second[::2]) < 1e-4 * min(second[1::2])
     close(
-        run(model, with_correction(trajectory, "direct", scale=0.0), texts, correction="auto")[1],
+        run(model, with_correction(trajectory, Direct(scale=0.0)), texts, correction="auto")[1],
         on_host(model, watches[0].seen[-1][:1]),
     )
 
@@ -591,7 +591,7 @@ def test_size_conditioning_reaches_every_row(model, texts, name, monkeypatch) ->
     """All of the vector that SDXL is given, pooled text and sizes, of source, target and unconditional rows."""
     sized = {key: [[text, {**extra, **SIZES}] for text, extra in value] for key, value in texts.items()}
     options, mixes = NPI[name]
-    pivot = with_correction(inverted(model, sized), "negative_prompt", **options)
+    pivot = with_correction(inverted(model, sized), NegativePrompt(**options))
     guider = guider_of(model, pivot, sized)
     guider.economy = False
     calls = reading(model, monkeypatch)

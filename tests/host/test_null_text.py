@@ -17,7 +17,7 @@ from pivot_edit.host.editing import edit
 from pivot_edit.host.inversion import invert_latent
 from pivot_edit.host.null_text import null_text, run_optimization
 from pivot_edit.inversion import Ddim
-from pivot_edit.inversion.null_text import PRESETS
+from pivot_edit.inversion.null_text import PRESETS, Settings
 
 KINDS = tuple(unets.SHAPES)
 STEPS, CFG = 3, 7.5
@@ -319,6 +319,27 @@ def test_each_picture_may_have_a_prompt_of_its_own(kind, model, texts) -> None:
     pivot = invert_latent(model, samples, other, STEPS, "reference", Ddim(), False)[0]
     alone = null_text(model, pivot, **single, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
     torch.testing.assert_close(found[0, 1:], alone[0], rtol=1e-2, atol=1e-3)
+
+
+def test_pictures_that_go_on_alone_keep_their_own_pooled_vector(kind, model, texts) -> None:
+    """The first picture is near enough before it begins, and the second is asked about without it."""
+    other = unets.conditioning(kind, 8)
+    negative = [[torch.cat([texts["negative"][0][0]] * 2), dict(texts["negative"][0][1])]]
+    single = dict(other[0][1])
+    if "pooled_output" in single:
+        negative[0][1]["pooled_output"] = torch.cat([negative[0][1]["pooled_output"], single["pooled_output"]])
+    batch = inverted(model, texts, 2)
+    run = {"source": texts["source"], "cfg": CFG, "checkpointing": "off"}
+    first = run_optimization(model, batch, **run, negative=negative, settings=Settings("adam", 0))[0].before[0]
+    near = int(first.argmin())
+    settings = Settings("adam", 2, epsilon=float(first.mean()), growth=1e6)
+    found = run_optimization(model, batch, **run, negative=negative, settings=settings)[0]
+    assert found.backward_rows[near] < found.backward_rows[1 - near]
+    own = {name: value[1 - near :][:1] for name, value in negative[0][1].items()}
+    alone = dataclasses.replace(batch, latents=batch.latents[:, 1 - near :][:, :1])
+    mine = [[texts["negative"][0][0], own]]
+    wanted = run_optimization(model, alone, **run, negative=mine, settings=settings)[0]
+    torch.testing.assert_close(found.nulls[0, 1 - near], wanted.nulls[0, 0], rtol=1e-2, atol=1e-3)
 
 
 def test_what_does_not_fit_is_refused(model, texts, trajectory) -> None:

@@ -21,7 +21,7 @@ from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.host import storage
 from pivot_edit.host.editing import edit
 from pivot_edit.host.inversion import invert_latent, with_correction
-from pivot_edit.inversion import Ddim
+from pivot_edit.inversion import Ddim, NegativePrompt
 from pivot_edit.nodes.storage import PivotLoadInversion, PivotSaveInversion
 
 NAME = "pivot/inversion_00001_.safetensors [output]"
@@ -46,7 +46,7 @@ def texts(kind: str) -> dict[str, Any]:
 def trajectory(model: Any, texts: dict[str, Any]) -> Trajectory:
     with torch.inference_mode():
         made = invert_latent(model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False)[0]
-        return with_correction(made, "negative_prompt", interpolation=0.25)
+        return with_correction(made, NegativePrompt(interpolation=0.25))
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -
 
 def test_another_model_is_refused(folders, model, kind, texts, trajectory) -> None:
     name = storage.save(trajectory, storage.PREFIX, False)[0]
-    with pytest.raises(PivotError, match="the model that the saved inversion was made with .* in Load Inversion"):
+    with pytest.raises(PivotError, match="the model the inversion was made with .* in Load Inversion"):
         storage.load(name, unets.build(kind, seed=1, shallow=True))
     assert torch.equal(storage.load(name, model)[0].latents, trajectory.latents)
 

@@ -127,10 +127,9 @@ def test_denoised_is_the_networks_last_word() -> None:
 
 
 @pytest.mark.parametrize("slope", [4.0, 20.0, 1e4])
-@pytest.mark.parametrize("memory", [0, 3])
-def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(slope: float, memory: int) -> None:
+def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(slope: float) -> None:
     denoise, x = denoiser(steep(slope)), noise(1, 4, *SIZE)
-    step = FixedPoint(8, 0.0, memory).step(denoise, x, *STEP)
+    step = FixedPoint(8, 0.0).step(denoise, x, *STEP)
     ddim = Ddim().step(denoise, x, *STEP)
     assert torch.isfinite(step.x).all()
     assert (miss(denoise, step, x) <= miss(denoise, ddim, x) + 1e-12).all()
@@ -162,40 +161,10 @@ def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
     assert torch.equal(step.x, Ddim().step(denoiser(convolution(3)), x, *STEP).x)
 
 
-# acceleration
-
-
-def iterations_to(tolerance: float, memory: int, denoise: Denoise, dtype: torch.dtype = torch.float64) -> int:
-    """Evaluations after the first until a step changes no more."""
-    asked: list[float] = []
-
-    def count(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
-        asked.append(sigma)
-        return denoise(exploding, sigma)
-
-    step = FixedPoint(200, tolerance, memory).step(count, noise(1, 1, *SIZE).to(dtype), *STEP)
-    assert step.residual.item() <= tolerance
-    return len(asked) - 1
-
-
-@pytest.mark.parametrize("memory", [1, 2, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_with_memory_a_stiff_example_needs_fewer_iterations(memory: int, dtype: torch.dtype) -> None:
-    slopes = torch.linspace(-2.0, -4.2, math.prod(SIZE), dtype=torch.float64).view(SIZE)
-    stiff = denoiser(lambda x, sigma: slopes.to(x) * x + 0.3 * convolution(3)(x, sigma))
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-10
-    assert iterations_to(tolerance, memory, stiff, dtype) < 0.7 * iterations_to(tolerance, 0, stiff, dtype)
-
-
-def test_with_memory_it_is_as_exact() -> None:
-    denoise, x0 = denoiser(convolution(3)), noise(1, 2, *SIZE)
-    assert round_trip(FixedPoint(30, 1e-14, memory=3), denoise, x0).max() < 1e-11
-
-
 # errors
 
 
-@pytest.mark.parametrize("options", [{"iterations": -1}, {"tolerance": -1.0}, {"memory": -1}])
+@pytest.mark.parametrize("options", [{"iterations": -1}, {"tolerance": -1.0}])
 def test_negative_options_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(PivotError, match="iterations, tolerance and memory of 0 or more, but got .* in fixed-point"):
+    with pytest.raises(PivotError, match="iterations and tolerance of 0 or more, but got .* in fixed-point"):
         FixedPoint(**options)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class Analytic:
     def __init__(self, source: torch.Tensor = SOURCE) -> None:
         self.source, self.forward, self.backward = source, 0, 0
 
-    def cond(self, x: torch.Tensor, sigma: float, pictures: torch.Tensor) -> torch.Tensor:
+    def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         self.forward += len(x)
         return predict(x, sigma, self.source)
 
@@ -331,8 +331,8 @@ def test_the_way_back_is_scaled_to_one_for_half_precision() -> None:
 
 def test_nan_is_an_error_that_names_the_step() -> None:
     class Broken(Analytic):
-        def cond(self, x: torch.Tensor, sigma: float, pictures: torch.Tensor) -> torch.Tensor:
-            return super().cond(x, sigma, pictures) * (float("nan") if sigma < 5.0 else 1.0)
+        def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return super().cond(x, sigma) * (float("nan") if sigma < 5.0 else 1.0)
 
     trajectory = pivot()
     below = int((trajectory.sigmas.flip(0)[:-1] >= 5.0).sum()) + 1

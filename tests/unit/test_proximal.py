@@ -246,15 +246,6 @@ def test_inversion_guidance_moves_by_its_rate(rate: float) -> None:
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
 
 
-def test_only_a_rule_with_a_rate_sets_latents() -> None:
-    assert [Proximal(inversion_rate=a, reconstruction_rate=b).sets_latents for a, b in ((0, 0), (1, 0), (0, 1))] == [
-        False,
-        True,
-        True,
-    ]
-    assert not ClassifierFree().sets_latents
-
-
 def test_plain_guidance_keeps_all_of_the_difference() -> None:
     delta = rows(1, 2)
     made = ClassifierFree(2.0).guide(delta, 1, OPEN)
