@@ -54,8 +54,8 @@ class Correction(abc.ABC):
         return x
 
     def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
-        """What people should know of a replay at this cfg and negative prompt (its fingerprint); empty when all is
-        well."""
+        """What people should know of a replay of the source at this cfg and negative prompt (its fingerprint); empty
+        when all is well."""
         return ""
 
     def check(self, trajectory: Trajectory) -> None:

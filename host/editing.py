@@ -48,7 +48,7 @@ def edit(
     result = run_edit(guider, trajectory, guider.correction)
     rule = f", {guidance.title}" if guidance else ""
     made = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
-    remark = guider.correction.remark(trajectory, cfg, conditioning_fingerprint(negative))
+    remark = guider.correction.remark(trajectory, guider.source_cfg, conditioning_fingerprint(negative))
     report = f"{made}, {result.rows_per_step:.2f} UNet rows a step{f'; {remark}' if remark else ''}"
     mask = blend_mask(model, result.edited)
     return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask

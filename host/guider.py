@@ -177,7 +177,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as x."""
-        scales = (self.cfg, self._source_cfg)
+        scales = (self.cfg, self.source_cfg)
         guided = not self.guidance.plain or any(abs(w - 1.0) > 1e-6 for w in scales)
         guided = guided or bool(options.get("disable_cfg1_optimization"))
         source_cond, source_uncond = self._source_read(options, place)
@@ -200,14 +200,15 @@ class EditGuider(comfy.samplers.CFGGuider):
         return cond, uncond
 
     @property
-    def _source_cfg(self) -> float:
+    def source_cfg(self) -> float:
+        """The cfg of source rows: the guidance rule's own, or the targets'."""
         own = self.guidance.source_cfg
         return self.cfg if own is None else own
 
     def _cancels(self, place: Place) -> bool:
         """Whether guidance leaves source rows alone: they are set afterwards, their unconditional text is their own, or
         their cfg is 1."""
-        return self.correction.pinned or self.unconds.pair(place)[0] == SOURCE or self._source_cfg == 1.0
+        return self.correction.pinned or self.unconds.pair(place)[0] == SOURCE or self.source_cfg == 1.0
 
     def _source_read(self, options: dict[str, Any], place: Place) -> tuple[bool, bool]:
         """Whether anybody reads the source's conditioned and unconditioned prediction or attention now."""
@@ -237,7 +238,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         return tuple(_row(index, self.trajectory.batch, rows.start) for index in range(rows.start, rows.stop))
 
     def _source(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
-        return uncond + (cond - uncond) * self._source_cfg
+        return uncond + (cond - uncond) * self.source_cfg
 
     def _landing(self, x: torch.Tensor, denoised: torch.Tensor, step: int, levels: torch.Tensor) -> torch.Tensor:
         """The denoised from which Euler's own step lands where `land` would set the rows."""

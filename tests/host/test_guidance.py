@@ -241,6 +241,13 @@ def test_direct_keeps_the_source_exact_under_every_rule(model, trajectory, texts
         assert torch.equal(back, on_host(model, trajectory.latents[0]))
 
 
+@pytest.mark.parametrize(("rule", "drifts"), [(None, True), (ClassifierFree(1.0), False), (ClassifierFree(3.0), True)])
+def test_the_report_remarks_the_cfg_of_the_source(model, trajectory, texts, rule, drifts) -> None:
+    named = {name: texts[name] for name in ("source", "target", "negative")}
+    report = edit(model, trajectory, **named, cfg=CFG, correction="none", guidance=rule)[2]
+    assert ("inversion was made at cfg 1" in report) == drifts
+
+
 @pytest.mark.parametrize("rule", [ClassifierFree(1.0), Proximal("soft", 0.6, source_cfg=1.0)])
 def test_a_source_cfg_of_one_reconstructs_as_without_guidance(model, trajectory, texts, rule) -> None:
     back = run(model, trajectory, texts, rule)[1]
