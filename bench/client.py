@@ -16,10 +16,12 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import time
 import types
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
@@ -41,7 +43,11 @@ class ServerError(RuntimeError):
         super().__init__(place + message)
 
 
-class Interrupted(ServerError):
+class JobFailed(ServerError):
+    """The server refused a request, or a node failed: the server itself goes on."""
+
+
+class Interrupted(JobFailed):
     """The run was stopped by an interrupt."""
 
 
@@ -64,7 +70,7 @@ class Result:
 
     `images` holds saved pictures, `previews` temporary ones, `texts` what text outputs showed; `executed`
     lists the nodes that ran, `cached` those that did not have to, `progress` counts each node's progress
-    messages.
+    messages, `seconds` says how long each node took.
     """
 
     prompt_id: str
@@ -74,15 +80,27 @@ class Result:
     executed: list[str] = dataclasses.field(default_factory=list)
     cached: list[str] = dataclasses.field(default_factory=list)
     progress: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    _began: float = 0.0
 
     def note(self, event: Event) -> None:
         """Count a message of the run."""
         if event.kind == "execution_cached":
             self.cached += event.data["nodes"]
-        elif event.kind == "executing" and event.node is not None:
-            self.executed.append(event.node)
+        elif event.kind == "executing":
+            self._clock(event.node)
         elif event.kind == "progress" and event.node is not None:
             self.progress[event.node] += 1
+
+    def _clock(self, node: str | None) -> None:
+        """A node, or nothing more, begins: the one before has ended."""
+        now = time.monotonic()
+        if self.executed:
+            last = self.executed[-1]
+            self.seconds[last] = self.seconds.get(last, 0.0) + now - self._began
+        self._began = now
+        if node is not None:
+            self.executed.append(node)
 
 
 class Client:
@@ -149,19 +167,49 @@ class Client:
     def run(self, graph: Graph, on_event: Callable[[Event], object] = lambda event: None) -> Result:
         """Queue a graph, follow it to its end and fetch its pictures.
 
-        `on_event` gets every message of this run as it comes. A failed node raises ServerError, an interrupt
+        `on_event` gets every message of this run as it comes. A failed node raises JobFailed, an interrupt
         Interrupted.
         """
         with self._listening() as messages:
-            result = Result(self.post(graph))
-            for event in messages:
-                if event.data.get("prompt_id") != result.prompt_id:
-                    continue
-                result.note(event)
-                on_event(event)
-                raise_failure(event)
-                if event.kind == "executing" and event.node is None:
-                    break  # only now does the server's history hold the outputs
+            return self._followed(self.post(graph), messages, on_event)
+
+    def run_all(self, graphs: Iterable[Graph], ahead: int = 3) -> Iterator[Result | JobFailed]:
+        """Run graphs in their order, `ahead` of them queued on the server behind the one that runs, and give what each
+        gave. A graph that is refused or fails gives its error, and the others go on.
+
+        Nodes are timed as messages are read: what is done with a result should not take long.
+        """
+        coming, queued = iter(graphs), collections.deque[str | JobFailed]()
+        with self._listening() as messages:
+            while True:
+                queued.extend(map(self._tried, itertools.islice(coming, ahead + 1 - len(queued))))
+                if not queued:
+                    return
+                job = queued.popleft()
+                try:
+                    yield self._followed(job, messages) if isinstance(job, str) else job
+                except JobFailed as error:
+                    yield error
+
+    def _tried(self, graph: Graph) -> str | JobFailed:
+        try:
+            return self.post(graph)
+        except JobFailed as error:
+            return error
+
+    def _followed(
+        self, prompt_id: str, messages: Iterator[Event], on_event: Callable[[Event], object] = lambda event: None
+    ) -> Result:
+        """A queued run at its end, and its pictures."""
+        result = Result(prompt_id)
+        for event in messages:
+            if event.data.get("prompt_id") != prompt_id:
+                continue
+            result.note(event)
+            on_event(event)
+            raise_failure(event)
+            if event.kind == "executing" and event.node is None:
+                break  # only now does the server's history hold the outputs
         self._collect(result)
         return result
 
@@ -229,25 +277,25 @@ class Client:
             raise ServerError(f"the server at {self.url} cannot be reached: {error}") from error
 
 
-def refusal(request: str, status: int, body: bytes) -> ServerError:
+def refusal(request: str, status: int, body: bytes) -> JobFailed:
     """The error of an HTTP answer; a prompt's `node_errors` name the first node that was refused."""
     try:
         answer = json.loads(body)
         for node_id, node in answer.get("node_errors", {}).items():
             errors = [": ".join(filter(None, (error["message"], error["details"]))) for error in node["errors"]]
-            return ServerError("; ".join(errors), node_id, node["class_type"])
+            return JobFailed("; ".join(errors), node_id, node["class_type"])
         error = answer["error"]
         extra = error.get("extra_info") or {}
-        return ServerError(error["message"], extra.get("node_id"), extra.get("class_type"))
+        return JobFailed(error["message"], extra.get("node_id"), extra.get("class_type"))
     except (ValueError, KeyError, TypeError, AttributeError):
         text = body.decode(errors="replace").strip()[:200]
-        return ServerError(f"{request} was refused with status {status}{': ' if text else ''}{text}")
+        return JobFailed(f"{request} was refused with status {status}{': ' if text else ''}{text}")
 
 
 def raise_failure(event: Event) -> None:
     """Raise the error that a message of the server stands for, if it stands for one."""
     if event.kind == "execution_error":
         message = str(event.data["exception_message"]).strip()
-        raise ServerError(message, event.data["node_id"], event.data["node_type"])
+        raise JobFailed(message, event.data["node_id"], event.data["node_type"])
     if event.kind == "execution_interrupted":
         raise Interrupted("interrupted", event.data["node_id"], event.data["node_type"])

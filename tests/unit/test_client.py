@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from bench.client import Client, Event, Interrupted, ServerError, raise_failure, refusal
+from bench.client import Client, Event, Interrupted, JobFailed, Result, ServerError, raise_failure, refusal
 from bench.server import free_port
 
 
@@ -22,6 +22,8 @@ class Scripted:
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, dict[str, Any]]] = []
+        self.posted: list[Any] = []
+        self.refused: set[int] = set()
         self.outputs: dict[str, Any] = {}
         self.uploads: list[str] = []
         self.sockets: list[web.WebSocketResponse] = []
@@ -35,7 +37,7 @@ class Scripted:
             [
                 web.get("/ws", self.listen),
                 web.post("/prompt", self.prompt),
-                web.get("/history/p1", self.history),
+                web.get("/history/{id}", self.history),
                 web.get("/view", self.view),
                 web.post("/upload/image", self.upload),
             ]
@@ -64,16 +66,19 @@ class Scripted:
 
     async def prompt(self, request: web.Request) -> web.Response:
         socket = self.sockets[-1]
+        self.posted.append((await request.json())["prompt"])
+        if len(self.posted) in self.refused:
+            return web.json_response({"error": {"message": "no outputs"}, "node_errors": {}}, status=400)
         await socket.send_bytes(b"a preview picture")
         for kind, data in self.messages:
             if kind == "close":
                 await socket.close()
             else:
                 await socket.send_json({"type": kind, "data": data})
-        return web.json_response({"prompt_id": "p1"})
+        return web.json_response({"prompt_id": f"p{len(self.posted)}"})
 
     async def history(self, request: web.Request) -> web.Response:
-        return web.json_response({"p1": {"outputs": self.outputs}})
+        return web.json_response({request.match_info["id"]: {"outputs": self.outputs}})
 
     async def view(self, request: web.Request) -> web.Response:
         data = io.BytesIO()
@@ -193,3 +198,52 @@ def test_refusal_survives_any_body(body: bytes) -> None:
 def test_interrupt_is_an_error_of_its_own() -> None:
     with pytest.raises(Interrupted):
         raise_failure(Event("execution_interrupted", {"node_id": "4", "node_type": "KSampler"}))
+
+
+def numbered(number: int, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    return kind, {"prompt_id": f"p{number}", **data}
+
+
+def test_many_runs_come_back_in_their_order(scripted: Scripted, client: Client) -> None:
+    ends = [[numbered(n, "executing", node=str(n)), numbered(n, "executing", node=None)] for n in (1, 2, 3)]
+    scripted.messages = [message for end in ends for message in end]
+    results = list(client.run_all([{"n": {"job": n}} for n in (1, 2, 3)]))
+    assert [posted["n"]["job"] for posted in scripted.posted] == [1, 2, 3]
+    assert [result.executed for result in results if isinstance(result, Result)] == [["1"], ["2"], ["3"]]
+
+
+def test_runs_are_queued_ahead_but_not_all_at_once(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [numbered(n, "executing", node=None) for n in range(1, 8)]
+    asked = []
+    for _ in client.run_all((asked.append(n) or {} for n in range(7)), ahead=2):
+        break
+    assert asked == [0, 1, 2]
+
+
+def test_a_failed_run_does_not_stop_the_others(scripted: Scripted, client: Client) -> None:
+    failure = {"node_id": "4", "node_type": "PivotEditSampler", "exception_message": "Expected a, got b"}
+    scripted.messages = [
+        numbered(1, "execution_error", **failure),
+        numbered(1, "executing", node=None),
+        numbered(3, "executing", node=None),
+    ]
+    scripted.refused = {2}
+    results = list(client.run_all([{}, {}, {}]))
+    assert [type(result) for result in results] == [JobFailed, JobFailed, Result]
+    assert [str(result) for result in results[:2]] == ["node 4 (PivotEditSampler): Expected a, got b", "no outputs"]
+
+
+def test_a_server_that_is_gone_stops_all(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [("close", {})]
+    with pytest.raises(ServerError, match="closed the connection") as caught:
+        list(client.run_all([{}, {}]))
+    assert not isinstance(caught.value, JobFailed)
+
+
+def test_nodes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 12.5, 13.0, 20.0])
+    monkeypatch.setattr("bench.client.time.monotonic", lambda: next(times))
+    result = Result("p1")
+    for node in ("2", "3", "2", None):
+        result.note(Event("executing", {"node": node}))
+    assert result.seconds == {"2": 9.5, "3": 0.5}
