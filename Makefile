@@ -6,8 +6,13 @@
 #   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
 #   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
 #   make test     everything, on the oldest and the newest supported ComfyUI
-#   make bench-speed  what control costs in time, memory and rows, on full-size UNets: out/bench/speed.json (15 min)
+#   make bench        quality and speed
+#   make bench-quality    does it edit, does it keep the rest: out/bench/quality.json (3 hours on two cores; goes on
+#                     where it was stopped; QUALITY="--per-kind 2" for a part)
+#   make bench-speed  what control and null-text cost in time, memory and rows: out/bench/speed.json (20 min);
+#                     on a GPU also seconds: out/bench/seconds.json
 #   make bench-inversion  how exactly every method brings pictures back: out/bench/inversion.json (an hour)
+#   make pie FOLDER=... CHECKPOINT=... METHOD=direct CONTROL=p2p_blend    PIE-Bench: out/pie/ (docs/PIE_BENCH.md)
 #   make help     this text
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).
@@ -25,10 +30,14 @@ TARGET ?=
 CHECKPOINT ?=
 SIZE ?=
 PORT ?=
+FOLDER ?=
+METHOD ?=
+CONTROL ?=
+QUALITY ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy bench-speed bench-inversion setup-check check setup-test test format
+.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion pie setup-check check setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -41,14 +50,28 @@ comfy:
 	$(SETUP) demo
 	$(BENCH) -m bench.server $(if $(PORT),--port $(PORT))
 
+bench: bench-quality bench-speed
+
+bench-quality: export OMP_NUM_THREADS ?= 1
+bench-quality:
+	$(SETUP) eval
+	$(BENCH) -m bench.quality $(QUALITY)
+	$(BENCH) -m bench.sweeps
+
 bench-speed: export OMP_NUM_THREADS = 1
 bench-speed:
 	$(SETUP) demo
 	$(BENCH) -m bench.speed
+	$(BENCH) -m bench.seconds
 
 bench-inversion:
-	$(SETUP) demo
+	$(SETUP) eval
 	$(BENCH) -m bench.inversion --edits 21
+
+pie:
+	$(SETUP) eval
+	$(BENCH) -m bench.pie "$(FOLDER)" $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
+		$(if $(METHOD),--method $(METHOD)) $(if $(CONTROL),--control $(CONTROL))
 
 setup-check:
 	$(SETUP) check

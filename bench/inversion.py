@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from bench import install
-from bench.edits import HELD_OUT, RECIPES, Bench, Edit, cases, judge, p2p
-from bench.judge import psnr
+from bench.cases import HELD_OUT, KINDS, Edit
+from bench.judge import judge, psnr
 from bench.pack import part
 from toy.scenes import Scene
 
@@ -33,6 +33,13 @@ EDITS = OUT.with_name("inversion_edits.json")
 STEPS, CFGS, CHUNK = 50, (1.0, 3.0, 7.5), 10
 FIRST = HELD_OUT + 500_000
 ITERATIONS, FEW = 5, 20
+
+
+class Bench:
+    """The toy model in this process."""
+
+    def __init__(self) -> None:
+        self.model, self.clip, self.vae = part("toy.loader").load()
 
 
 class CountedRows:
@@ -202,36 +209,47 @@ def _measured(method: Method, chunks: list[Pictures], cfg: float) -> dict[str, A
     }
 
 
-KINDS = {"color": ("auto", 0.8, 0.8, 1.0), "pattern": ("auto", 0.8, 0.8, 1.0), "shape": ("refine", 0.8, 0.2, 0.25)}
-"""Edits by P2P alone, and their settings."""
+P2P = {"color": ("auto", 0.8, 0.8, 1.0), "pattern": ("auto", 0.8, 0.8, 1.0), "shape": ("refine", 0.8, 0.2, 0.25)}
+"""Edits by P2P alone: mode, ends of the cross and self windows, limit."""
+
+
+def edit_cases(count: int) -> list[tuple[str, Edit]]:
+    """Held-out edits of the kinds in P2P, as many of each."""
+    per = -(-count // len(P2P))
+    return [(name, edit) for name in P2P for edit in KINDS[name].cases(per)][:count]
 
 
 def edited(bench: Bench, count: int, only: list[str], cfg: float = 7.5) -> Iterator[dict[str, Any]]:
     """A row for every method: P2P edits of `count` pictures, each kind with its settings."""
-    per = -(-count // len(KINDS))
-    these = [(r.kind, edit) for r in RECIPES if r.kind in KINDS for edit in cases(r, per)][:count]
+    these = edit_cases(count)
     pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in these])
     for method in chosen(only):
         if method.preset == "fast" and method.few:
             continue
         pivot, forward, backward = pictures.prepared(method, cfg)
-        judged = [_edit(bench, pictures, method, one, i, these[i], cfg) for i, one in pictures.each(pivot)]
-        names = ("success", "background_psnr", "truth_psnr")
-        means = {name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names}
-        rows = {"forward_rows": round(forward / len(these), 2), "backward_rows": round(backward / len(these), 2)}
-        yield {"method": method.name, "cfg": cfg, "n": len(these), **means, **rows}
+        means = judged_edits(bench, pictures, pivot, these, cfg, method.correction)
+        rows = {"forward_rows": round(forward / count, 2), "backward_rows": round(backward / count, 2)}
+        yield {"method": method.name, "cfg": cfg, "n": count, **means, **rows}
 
 
-def _edit(
-    bench: Bench, pictures: Pictures, method: Method, pivot: Any, i: int, case: tuple[str, Edit], cfg: float
-) -> Any:
-    kind, edit = case
-    prompts = part("host.prompts")
-    words = (prompts.read_pair(bench.clip, edit.source, edit.target),)
-    model, target = p2p(edit, bench.model, words, *KINDS[kind]), prompts.encode(bench.clip, edit.target)
-    run = part("host.editing").edit
-    made = run(model, pivot, pictures.texts[i], target, pictures.empty, cfg, method.correction)[0]
-    return judge(edit, bench._decoded(made["samples"]))
+def judged_edits(
+    bench: Bench, pictures: Pictures, pivot: Any, these: list[tuple[str, Edit]], cfg: float, correction: str
+) -> dict[str, float]:
+    """Means over P2P edits from a trajectory of all pictures: read as the target, dB outside the object and to the
+    true edit."""
+    prompts, run, judged = part("host.prompts"), part("host.editing").edit, []
+    for (i, one), (kind, edit) in zip(pictures.each(pivot), these, strict=True):
+        words = (prompts.read_pair(bench.clip, edit.source, edit.target),)
+        model, target = controlled(bench.model, words, *P2P[kind]), prompts.encode(bench.clip, edit.target)
+        made = run(model, one, pictures.texts[i], target, pictures.empty, cfg, correction)[0]
+        judged.append(judge(edit, bench.vae.decode(made["samples"])[0].numpy()))
+    names = ("success", "background_psnr", "truth_psnr")
+    return {name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names}
+
+
+def controlled(model: Any, words: Any, mode: str, cross: float, self_: float, limit: float) -> Any:
+    """The model under the P2P Attention Controller, its windows from the first step on."""
+    return part("host.controls").prompt_to_prompt(model, words, mode, (0.0, cross), (0.0, self_), limit)[0]
 
 
 def write(rows: Iterator[dict[str, Any]], path: pathlib.Path, go_on: bool) -> None:

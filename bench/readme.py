@@ -1,24 +1,28 @@
 """Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo] [--speed]`.
 
 Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, from the last `make demo`,
-whose report and picture `--demo` takes over, from the last `make bench-speed`, which `--speed` takes over, and from
-`python -m bench.edits --keep` and `python -m bench.inversion --edits 21 --keep`.
+whose report and picture `--demo` takes over, from the last `make bench-speed`, which `--speed` takes over, from
+`python -m bench.benchmarks --keep` and from `python -m bench.inversion --edits 21 --keep`.
 Numbers are never typed into README by hand, and `tests/contract/test_readme.py` compares.
 """
 
 from __future__ import annotations
 
+import collections
 import importlib
 import json
 import pathlib
 import re
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from bench.cases import KINDS
 from bench.pack import NAME, part
+from bench.summary import find, suited
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "README.md"
 FIGURES = ROOT / "docs" / "figures"
 DEMO = {
     "vae_psnr": "autoencoder round trip against the source",
@@ -82,7 +86,7 @@ def demo() -> str:
     return "\n".join(rows)
 
 
-SETTINGS = {" fp32": "fp32", " bf16": "bf16"}
+SETTINGS = {" fp32": "fp32", " bf16": "bf16", " fp16": "SDXL fp16"}
 
 
 def speed() -> str:
@@ -92,32 +96,39 @@ def speed() -> str:
     for each in figures:
         name, _, setting = each["figure"].rpartition(", ")
         if not name.startswith("largest"):
-            target = f"<= {each['target']:g}"
+            target = "" if each["target"] is None else f"<= {each['target']:g}"
             column = next((text for end, text in SETTINGS.items() if setting.endswith(end)), "fp32")
             row = found.setdefault(name, {"target": target, "reference": each["reference"]})
             row[column] = f"{each['value']:g}"
-    columns = [*SETTINGS.values(), "target", "reference"]
+    present = [column for column in SETTINGS.values() if any(column in row for row in found.values())]
+    columns = [*present, "target", "reference"]
     rows = [f"| figure | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     rows += [f"| {name} | {' | '.join(row.get(c, '') for c in columns)} |" for name, row in found.items()]
-    device = figures[-1]["device"]
-    return "\n".join([*rows, "", f"SD1.5's size, 512x512, {device}; counted rows over 50 steps on a small UNet."])
+    return "\n".join([*rows, "", "SD1.5's size, 512x512, where nothing else is said.", *_runs(figures)])
+
+
+def _runs(figures: list[dict[str, Any]]) -> list[str]:
+    """A line for each run and device, with how many figures come from it."""
+    runs = collections.Counter((each.get("run", "earlier, not noted"), each["device"]) for each in figures)
+    return [f"{count} figures by the run {run}: {device}." for (run, device), count in runs.items()]
 
 
 def edits() -> str:
-    """The kinds of edits with and without control."""
-    figures = _figures("edits.json")
-    head = "| kind | settings | read as the target | kept part | ceiling | to the true edit |"
-    rows = [head, "|---|---|---|---|---|---|", *(_edits_row(row) for row in figures["rows"])]
-    count, cfg, steps = figures["rows"][0]["n"], figures["cfg"], figures["steps"]
-    note = f"{count} pictures of each kind, cfg {cfg:g}, {steps} steps, correction direct; dB; () without control."
-    return "\n".join([*rows, "", note])
+    """The kinds of edits, each under the control that suits it, and without."""
+    rows = _figures("quality.json")
+    head = "| kind | control | read as the target | kept part | ceiling | to the true edit |"
+    lines = [head, "|---|---|---|---|---|---|", *(_edits_row(rows, kind) for kind in KINDS)]
+    first = find(rows, "direct", "none", "color")
+    note = f"{first['n']} pictures of each kind, cfg {first['cfg']:g}, {first['steps']} steps, direct inversion; dB;"
+    note += " () plain sampling."
+    return "\n".join([*lines, "", note])
 
 
-def _edits_row(row: dict[str, Any]) -> str:
-    plain = row["without"]
-    success = f"{100 * row['success']:.0f} % ({100 * plain['success']:.0f} %)"
+def _edits_row(rows: list[Any], kind: str) -> str:
+    row, plain = suited(rows, kind), find(rows, "ddim", "none", kind)
+    success = f"{100 * row['edit_success']:.0f} % ({100 * plain['edit_success']:.0f} %)"
     decibels = [f"{row[name]:.1f} ({plain[name]:.1f})" for name in ("background_psnr", "truth_psnr")]
-    cells = (row["kind"], row["how"], success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
+    cells = (kind, f"`{row['control']}`", success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
     return f"| {' | '.join(cells)} |"
 
 
@@ -149,13 +160,18 @@ def _figures(name: str) -> Any:
 
 def filled(text: str) -> str:
     """README with every marked section made anew."""
-    for make in (methods, toy, demo, edits, inversion, speed, nodes):
-        name = make.__name__
+    return fill(text, {made.__name__: made for made in (methods, toy, demo, edits, inversion, speed, nodes)})
+
+
+def fill(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
+    """A document with every section between `<!-- name -->` and `<!-- /name -->` made anew; ValueError if one is not
+    there once."""
+    for name, made in sections.items():
+        section = made()
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        section = make()
         text, found = re.subn(pattern, lambda m, s=section: f"{m[1]}{s}\n{m[2]}", text, flags=re.S)
         if found != 1:
-            raise ValueError(f"README needs one section <!-- {name} -->")
+            raise ValueError(f"expected one section <!-- {name} --> in the document, got {found}")
     return text
 
 
@@ -183,7 +199,7 @@ def main() -> None:
         take_demo()
     if "--speed" in sys.argv:
         take_speed()
-    README.write_text(filled(README.read_text()))
+    DOCUMENT.write_text(filled(DOCUMENT.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""`make bench-speed`: what attention control costs in time, memory and UNet rows; writes out/bench/speed.json.
+"""`make bench-speed`: what attention control and null-text optimisation cost in time, memory and UNet rows; writes
+out/bench/speed.json.
 
-Every figure is a ratio of things measured in this one run, on UNets of full size with random weights: SD1.5 at 512x512
-on one CPU thread, in bf16 and in fp32, and, where there is CUDA, SDXL at 1024x1024 in fp16. The host's attention is
-torch's own. fp32 is what ComfyUI takes on a CPU, bf16 the precision of the comparison figures, whose CPU had a matrix
-unit (AMX).
+Every figure is a ratio of things measured in one run, on UNets of full size with random weights where nothing else is
+said: SD1.5 at 512x512 on one CPU thread, in bf16 and in fp32, and, where there is CUDA, SDXL at 1024x1024 in fp16. The
+host's attention is torch's own. fp32 is what ComfyUI takes on a CPU, bf16 the precision of the comparison figures,
+whose CPU had a matrix unit (AMX).
 
 * A step is one call of the real guider, from the sampler's latents to denoised ones; loading is not in the time.
   Cases take turns, and a ratio is the median over turns of the ratio within a turn.
@@ -16,10 +17,17 @@ unit (AMX).
 * Memory: peak of the activations of one step (bench/memory.py; on CUDA the allocator's own peak), and the new
   tensors that have the shape of attention maps of 256 tokens or more.
 * Rows per step: counted by the guider over an edit of 50 steps on a small UNet.
+* Null-text rows: counted by the optimisation of the toy model's first held-out picture over 50 steps, because when the
+  reference's optimiser stops depends on a trained network. Its passes, forward alone and forward and back, are timed
+  and their memory seen on a UNet of SD1.5's topology, in the first step of an optimisation by the pack's own code.
+
+A figure has the `run` that it was measured in, and its `device` says the versions of torch and ComfyUI. `--only PART`
+measures some parts anew; the other figures stay those of the earlier run in out/bench/speed.json, else in docs/figures.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -27,19 +35,25 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import unittest.mock
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from bench.install import ROOT, import_comfy
+from bench.inversion import FIRST
 from bench.memory import MemoryHook, attention_maps
 from bench.pack import part
+from toy.scenes import Scene
 
-OUT = ROOT / "out" / "bench"
+OUT = ROOT / "out" / "bench" / "speed.json"
+KEPT = ROOT / "docs" / "figures" / "speed.json"
 STEPS = 10
+COUNTED_STEPS = 50
 CFG = 7.5
 OVERHEAD = 1.05
+FEWER = 0.25  # null-text rows of `fast`, of the reference's, at most
 TEXT = 77  # columns of a prompt
 SMALLEST = 256  # tokens of which maps are looked for; those of the 8x8 in the middle are smaller than all else
 
@@ -81,6 +95,15 @@ SDXL = Setting(
     torch.float16,
     "cuda",
     9,
+)
+SMALL = Setting(
+    "small UNet, 256x256 fp32",
+    "SD15",
+    {"model_channels": 64, "context_dim": 256, "num_heads": 8, "num_head_channels": -1},
+    32,
+    torch.float32,
+    "cpu",
+    7,
 )
 
 
@@ -125,8 +148,8 @@ class SameRows(part("core.attention").Controller):  # type: ignore[misc]
         return attend(call)
 
 
-def alignment(mode: str) -> Any:
-    """The alignment of two prompts of eight words that differ in one."""
+def prompts() -> Any:
+    """The pair of two prompts of eight words that differ in one."""
     words = part("core.words")
 
     def prompt(third: int) -> Any:
@@ -134,11 +157,16 @@ def alignment(mode: str) -> Any:
         listed = tuple(words.Word(str(tokens[i]), (i,), (i,)) for i in range(1, 9))
         return words.Prompt(" ".join(word.text for word in listed), listed, tokens)
 
-    return words.PromptPair(prompt(322), prompt(999)).align(mode)
+    return words.PromptPair(prompt(322), prompt(999))
+
+
+def alignment(mode: str) -> Any:
+    """Their alignment."""
+    return prompts().align(mode)
 
 
 class Bed:
-    """A full-size model, a made-up inversion of 10 steps and random texts: what guiders are made from."""
+    """A model with random weights, a made-up inversion of 10 steps and random texts: what guiders are made from."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -290,6 +318,85 @@ def time_all(bed: Bed, all_cases: dict[str, Case]) -> Result:
     return found
 
 
+# -- null-text ------------------------------------------------------------------------------------------------
+
+
+def optimization_rows() -> dict[str, int]:
+    """UNet rows, forward and backward, that optimising a picture takes beyond its inversion, by preset."""
+    host, null_text, encode = part("host.null_text"), part("inversion.null_text"), part("host.prompts").encode
+    model, clip, vae = part("toy.loader").load()
+    scene = Scene.sample(FIRST)
+    source, negative = encode(clip, scene.caption), encode(clip, "")
+    latent = {"samples": vae.encode(torch.from_numpy(scene.render())[None])}
+    pivot = invert(model, latent, source, COUNTED_STEPS, "ddim")
+    rows = {}
+    for preset in ("fast", "reference"):
+        settings = null_text.PRESETS[preset]
+        found = host.run_optimization(model, pivot, source, negative, CFG, settings, "off")[0]
+        rows[preset] = int((found.forward_rows + found.backward_rows).sum())
+    return rows
+
+
+def invert(
+    model: Any, latent: Any, source: Any, steps: int, method: str, negative: Any = None, cfg: float = 1.0
+) -> Any:
+    """The trajectory of a LATENT by an inversion method's name."""
+    run, inverter = part("host.inversion").invert_latent, part("inversion").inverter_named(method)
+    return run(model, latent, source, steps, "reference", inverter, False, negative, cfg)[0]
+
+
+def in_optimization(bed: Bed, checkpointing: str, how: Callable[[Any, torch.Tensor], Any]) -> Any:
+    """What how(problem, embedding) gives in the first step of an optimisation: with the weights, the attention and the
+    checkpointing that the host's code has there."""
+    null_text, found = part("inversion.null_text"), []
+    pivot = bed.trajectory
+    first = dataclasses.replace(pivot, sigmas=pivot.sigmas[-2:], latents=pivot.latents[-2:])
+
+    class Measuring:
+        """Optimises nothing."""
+
+        def __init__(self, settings: Any, start: torch.Tensor) -> None:
+            self.start = start
+
+        def __call__(self, problem: Any, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            found.append(how(problem, self.start))
+            return self.start, problem.cond, torch.zeros(len(self.start))
+
+    run, texts = part("host.null_text").run_optimization, (bed.texts["source"], bed.texts["negative"])
+    with unittest.mock.patch.dict(null_text.SOLVERS, measuring=Measuring):
+        run(bed.model, first, *texts, CFG, null_text.Settings("measuring"), checkpointing)
+    return found[0]
+
+
+def pass_ratio(bed: Bed, checkpointing: str) -> float:
+    """Time of a pass forward and back over that of one forward, as optimisations run them."""
+    seconds = seconds_on(bed.setting.device)
+
+    def how(problem: Any, embedding: torch.Tensor) -> Result:
+        def both() -> None:
+            problem.gradient(embedding, problem.everyone)
+
+        def forward() -> None:
+            with torch.no_grad():
+                problem.predict(embedding, problem.everyone)
+
+        both()  # warms up
+        turns = [(seconds(both), seconds(forward)) for _ in range(bed.setting.turns)]
+        return {"both": [turn[0] for turn in turns], "forward": [turn[1] for turn in turns]}
+
+    return ratio(in_optimization(bed, checkpointing, how), "both", "forward")
+
+
+def pass_memory(bed: Bed, checkpointing: str) -> int:
+    """Peak bytes of a pass forward and back."""
+    memory = memory_on(bed.setting.device)
+
+    def how(problem: Any, embedding: torch.Tensor) -> Memory:
+        return memory(lambda: problem.gradient(embedding, problem.everyone))
+
+    return in_optimization(bed, checkpointing, how).peak
+
+
 # -- figures -------------------------------------------------------------------------------------------------
 
 
@@ -301,8 +408,9 @@ class Sheet:
     device: str
     figures: list[Figure] = dataclasses.field(default_factory=list)
 
-    def add(self, figure: str, value: float, target: float, reference: str) -> None:
-        """Note a figure; smaller is better, at most `target` is wanted. `reference` is what the same is elsewhere."""
+    def add(self, figure: str, value: float, target: float | None, reference: str) -> None:
+        """Note a figure; smaller is better, at most `target` is wanted, None: no target. `reference` is what the same
+        is elsewhere."""
         entry = {"figure": f"{figure}, {self.title}", "value": round(value, 3), "target": target}
         self.figures.append({**entry, "reference": reference, "device": self.device})
 
@@ -376,9 +484,9 @@ def rows_per_step() -> float:
     return part("host.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
 
 
-def sd15_figures(setting: Setting, device: str) -> list[Figure]:
+def sd15_figures(setting: Setting) -> list[Figure]:
     """Steps, whole edits and memory, on the CPU."""
-    bed, sheet = Bed(setting), Sheet(setting.title, f"{device}, 1 thread")
+    bed, sheet = Bed(setting), Sheet(setting.title, processor())
     compared, parts = cases(bed), whole_edit_cases(bed)
     memory = Sheet(setting.title, sheet.device)
     memory_figures(memory, bed, {**compared, "materialised": parts["materialised, step 0"]})  # warms up as well
@@ -388,11 +496,31 @@ def sd15_figures(setting: Setting, device: str) -> list[Figure]:
     return [*sheet.figures, *memory.figures]
 
 
-def row_figures(device: str) -> list[Figure]:
+def row_figures() -> list[Figure]:
     """What the guider runs."""
-    sheet = Sheet("SD1.5, 50 steps", f"{device}, 1 thread")
+    sheet = Sheet("SD1.5, 50 steps", processor())
     reference = "4; 8 for two-pass direct inversion"
     sheet.add("UNet rows per step, direct, cross .8, self .4", rows_per_step(), 2.8, reference)
+    return sheet.figures
+
+
+def null_text_figures() -> list[Figure]:
+    """What null-text optimisation takes: rows on the toy model, time and memory of a pass on a small UNet."""
+    counted, rows = Sheet(f"toy model, {COUNTED_STEPS} steps", processor()), optimization_rows()
+    value, reference = rows["fast"] / rows["reference"], f"{rows['fast']} and {rows['reference']} rows in this run"
+    counted.add("null-text rows beyond the inversion, fast / reference", value, FEWER, reference)
+    return [*counted.figures, *pass_figures(SMALL)]
+
+
+def pass_figures(setting: Setting) -> list[Figure]:
+    """Time and memory of a pass of the optimisation, forward and back."""
+    bed, sheet = Bed(setting), Sheet(setting.title, processor())
+    time_ = {on: pass_ratio(bed, on) for on in ("off", "on")}
+    peak = {on: pass_memory(bed, on) for on in ("off", "on")}
+    reference = f"{time_['on']:.2f} with checkpointing in this run"
+    sheet.add("null-text pass forward and back / forward, time", time_["off"], None, reference)
+    reference = f"{peak['off'] / 2**20:.0f} MiB without in this run"
+    sheet.add("null-text pass, peak memory with checkpointing / without", peak["on"] / peak["off"], None, reference)
     return sheet.figures
 
 
@@ -402,45 +530,92 @@ def sdxl_figures() -> list[Figure]:
         print("SDXL 1024x1024 is not measured: it needs CUDA")
         return []
     bed = Bed(SDXL)
-    sheet, compared = Sheet(SDXL.title, f"{torch.cuda.get_device_name()}"), cases(bed)
+    sheet, compared = Sheet(SDXL.title, versioned(torch.cuda.get_device_name())), cases(bed)
     memory_figures(sheet, bed, compared)
     step_figures(sheet, time_all(bed, compared))
     return sheet.figures
 
 
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "rows": row_figures,
+    "fp32": lambda: sd15_figures(SD15_FP32),
+    "bf16": lambda: sd15_figures(SD15),
+    "sdxl": sdxl_figures,
+    "null-text": null_text_figures,
+}
+"""What is measured, each part by itself."""
+
+
+# -- what they are said of -----------------------------------------------------------------------------------
+
+
 def processor() -> str:
-    """The CPU's name, whether it has the matrix unit that bf16 attention gains from, and torch's version."""
+    """The CPU's name, whether it has the matrix unit that bf16 attention gains from, versions and threads."""
     info = pathlib.Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     unit = "with" if "amx_bf16" in text else "without"
-    return f"{names[0] if names else 'CPU'} {unit} AMX, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    name = versioned(f"{names[0] if names else 'CPU'} {unit} AMX")
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def versioned(device: str) -> str:
+    """A device and what runs on it."""
+    return f"{device}, torch {torch.__version__}, ComfyUI {comfyui_version()}"
+
+
+def comfyui_version() -> str:
+    """The host's own; its module is there once the host is imported."""
+    return str(importlib.import_module("comfyui_version").__version__)
+
+
+def earlier() -> list[Figure]:
+    """The figures of the last run, else those that are kept; older ones do not say their run."""
+    path = OUT if OUT.exists() else KEPT
+    found = json.loads(path.read_text()) if path.exists() else []
+    return [{**each, "run": each.get("run", "earlier, not noted")} for each in found]
+
+
+def merged(old: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
+    """The new figures, and those old ones that were not measured again; every one keeps its place and its run."""
+    fresh = {each["figure"]: each for each in new}
+    kept = [fresh.pop(each["figure"], each) for each in old]
+    return [*kept, *fresh.values()]
 
 
 def table(figures: list[Figure]) -> str:
     """The figures as a Markdown table."""
-    lines = ["| figure | value | target | reference |", "|---|---|---|---|"]
+    lines = ["| figure | value | target | reference | run |", "|---|---|---|---|---|"]
     for each in figures:
-        lines.append(f"| {each['figure']} | {each['value']:g} | <= {each['target']:g} | {each['reference']} |")
+        target = "" if each["target"] is None else f"<= {each['target']:g}"
+        cells = (each["figure"], f"{each['value']:g}", target, each["reference"], each["run"])
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main() -> None:
+def measured(parts: Sequence[str]) -> list[Figure]:
+    """The figures of some parts, named by the time at which this run began."""
+    run = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    with torch.inference_mode():
+        return [{**figure, "run": run} for name in parts for figure in PARTS[name]()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=PARTS, help="these, beside the figures of the earlier run"
+    )
+    only = parser.parse_args(arguments).only
     torch.set_num_threads(1)
     cpu = () if torch.cuda.is_available() else ("--cpu",)
     import_comfy(flags=("--use-pytorch-cross-attention", *cpu))
     began = time.monotonic()
-    with torch.inference_mode():
-        figures = [
-            *row_figures(processor()),
-            *sd15_figures(SD15_FP32, processor()),
-            *sd15_figures(SD15, processor()),
-            *sdxl_figures(),
-        ]
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "speed.json").write_text(json.dumps(figures, indent=2) + "\n")
+    figures = merged(earlier() if only else [], measured(only or list(PARTS)))
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
-    print(f"{OUT / 'speed.json'}, {time.monotonic() - began:.0f} s")
+    print(f"{OUT}, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

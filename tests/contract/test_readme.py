@@ -1,13 +1,26 @@
-"""README's tables are what the registries and the measured figures say."""
+"""Tables in README and docs/BENCHMARKS.md are what the registries and the measured figures say."""
 
 from __future__ import annotations
 
-from bench import readme
+import re
+
+import pytest
+
+from bench import benchmarks, readme
 
 
-def test_readme_is_up_to_date() -> None:
-    text = readme.README.read_text()
-    assert readme.filled(text) == text, "run python -m bench.readme"
+@pytest.mark.parametrize("document", [readme, benchmarks])
+def test_tables_are_up_to_date(document) -> None:
+    text = document.DOCUMENT.read_text()
+    assert document.filled(text) == text, f"run python -m {document.__name__}"
+
+
+def test_every_picture_of_the_benchmarks_is_there() -> None:
+    text = benchmarks.DOCUMENT.read_text()
+    named = re.findall(r"\]\((images/[^)]+)\)", text)
+    assert len(named) == 4 + len(benchmarks.SWEEPS)
+    for name in named:
+        assert (benchmarks.DOCUMENT.parent / name).stat().st_size > 10_000
 
 
 def test_every_method_names_its_paper() -> None:

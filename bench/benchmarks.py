@@ -1,0 +1,303 @@
+"""Fills docs/BENCHMARKS.md from measured figures: `python -m bench.benchmarks [--keep]`.
+
+`--keep` takes over the last `make bench-quality`: its rows and what follows from its single pictures (targets, gains,
+contact sheets, plots) go to docs/figures and docs/images. Without it, only the text is made anew from docs/figures.
+Numbers are never typed in by hand; `tests/contract/test_readme.py` compares.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from bench.cases import KINDS, RIGID_KINDS
+from bench.graphs import EDITS
+from bench.quality import GENTLE_CFG, LINES, MADE, OUT, PASTED
+from bench.readme import FIGURES, ROOT, edits, fill, speed
+from bench.sheets import contact_sheet, gallery, plot_costs
+from bench.summary import LIMITS, Line, Row, find, gain, read_lines, spread, table
+from bench.sweeps import SWEEPS
+
+DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
+IMAGES = ROOT / "docs" / "images"
+PAPERS_CFG, QUALITY = 7.5, 88
+PLAIN = ("ddim", "none", PAPERS_CFG)
+CORRECTIONS = ("direct", "null_text_fast", "negative_prompt", "fixed_point")
+SHEETS = {
+    "rigid": ("direct", "p2p_blend", RIGID_KINDS),
+    "position": ("direct", "masactrl", ("position",)),
+}
+
+
+# -- what follows from single pictures ---------------------------------------------------------------------
+
+
+READ, KEPT, CLOSER, MOVED = 0.95, 1.0, 4.0, 0.8
+"""The targets: shares read as the target and moved, dB below the ceiling, dB above plain sampling."""
+
+
+def best_rigid(rows: Sequence[Row]) -> Row:
+    """Of all ways to edit colour, pattern and background that all cases have and that are read as the target as often
+    as asked for (or, if there is none, of all), the nearest to the true edits."""
+    count, controls = find(rows, *PLAIN[:2], "rigid")["n"], (*EDITS, PASTED)
+    rigid = [row for row in rows if (row["kind"], row["n"]) == ("rigid", count) and row["control"] in controls]
+    often = [row for row in rigid if row["edit_success"] >= READ]
+    return max(often or rigid, key=lambda row: float(row["truth_psnr"]))
+
+
+def targets(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
+    """The figures that were asked for, of the best rigid method and kind by kind, and the same with less guidance."""
+    best = best_rigid(rows)
+    moved = find(rows, "direct", "masactrl", "position")
+    kept = {"gain": moved["object_kept"], "n": moved["n"]}
+    found = [*_rigid(best, "rigid", rows, lines, (READ, KEPT, CLOSER))]
+    found.append(_target(f"{_name(moved)}, position: object kept and moved", kept, MOVED, share=True))
+    found += [each for kind in RIGID_KINDS for each in _rigid(best, kind, rows, lines)]
+    for control, cfg in (("p2p_blend", best["cfg"]), (PASTED, GENTLE_CFG), ("p2p_blend", GENTLE_CFG)):
+        other = find(rows, best["method"], control, "rigid", cfg)
+        found += [each for kind in ("rigid", *RIGID_KINDS) for each in _rigid(other, kind, rows, lines)]
+    limits = [(kind, find(rows, "autoencoder", "true edit in a mask", kind, None)) for kind in ("rigid", *RIGID_KINDS)]
+    return found + [
+        _target(f"true latents in a mask, {kind}: kept part below the ceiling, dB", _below(one)) for kind, one in limits
+    ]
+
+
+def _rigid(
+    best: Row, kind: str, rows: Sequence[Row], lines: Sequence[Line], asked: Sequence[float | None] = (None, None, None)
+) -> list[Row]:
+    key = (best["method"], best["control"], best["cfg"])
+    row, kinds = find(rows, *key[:2], kind, key[2]), RIGID_KINDS if kind == "rigid" else [kind]
+    name = f"{_name(best)}, {kind}"
+    return [
+        _target(f"{name}: read as the target", _share(row, "edit_success"), asked[0], share=True),
+        _target(f"{name}: kept part below the ceiling, dB", _below(row), asked[1], below=True),
+        _target(
+            f"{name}: to the true edit above plain sampling, dB", gain(lines, key, PLAIN, "truth_psnr", kinds), asked[2]
+        ),
+    ]
+
+
+def _name(row: Row) -> str:
+    return f"{row['method']}, {row['control']}, cfg {row['cfg']:g}"
+
+
+def _share(row: Row, name: str) -> Row:
+    return {"gain": row[name], "interval": row["intervals"][name], "n": row["n"]}
+
+
+def _below(row: Row) -> Row:
+    """How far the kept part lies below the autoencoder's own round trip."""
+    return {"gain": row["ceiling_psnr"] - row["background_psnr"], "n": row["n"]}
+
+
+def _target(name: str, found: Row, target: float | None = None, share: bool = False, below: bool = False) -> Row:
+    value = found["gain"]
+    met = None if target is None else bool(value <= target if below else value >= target)
+    row = {"figure": name, "value": round(value, 3), "interval": found.get("interval"), "n": found["n"]}
+    return row | {"target": target, "met": met, "share": share}
+
+
+def against_plain(lines: Sequence[Line]) -> list[Row]:
+    """Every correction against plain DDIM at the papers' cfg, on the cases that both have: the source that comes back,
+    and edits under the controls that suit."""
+    found = []
+    for method in CORRECTIONS:
+        for control, name in (
+            ("reconstruction", "source_psnr"),
+            ("p2p", "background_psnr"),
+            ("p2p", "truth_psnr"),
+            ("p2p_blend", "background_psnr"),
+            ("p2p_blend", "truth_psnr"),
+            ("p2p_blend", "edit_success"),
+        ):
+            one, other = ((each, control, PAPERS_CFG) for each in (method, "ddim"))
+            found.append(
+                {"method": method, "control": control, "figure": name, **gain(lines, one, other, name, list(KINDS))}
+            )
+    return found
+
+
+def take() -> None:
+    """Take over the last `make bench-quality`."""
+    lines, rows = read_lines(MADE / LINES), json.loads(OUT.read_text())
+    _write("quality.json", rows)
+    _write("targets.json", targets(rows, lines))
+    _write("against_plain.json", against_plain(lines))
+    for name in ("quality_about.json", "sweeps.json"):
+        shutil.copy(OUT.with_name(name), FIGURES / name)
+    for name, (method, control, kinds) in SHEETS.items():
+        sheet = contact_sheet(lines, (method, control, PAPERS_CFG), PLAIN, kinds)
+        sheet.save(IMAGES / f"cases_{name}.jpg", quality=QUALITY)
+    for sweep in SWEEPS:
+        with Image.open(OUT.with_name(f"sweep_{sweep.name}.png")) as sheet:
+            sheet.save(IMAGES / f"sweep_{sweep.name}.jpg", quality=QUALITY)
+    gallery(lines, rows, PAPERS_CFG).save(IMAGES / "edits.jpg", quality=QUALITY)
+    plot_costs(rows, IMAGES / "quality_cost.png")
+
+
+def _write(name: str, rows: Sequence[Row]) -> None:
+    """A JSON list with a row on each line."""
+    text = ",\n".join(json.dumps(row) for row in rows)
+    (FIGURES / name).write_text(f"[\n{text}\n]\n")
+
+
+# -- the document ------------------------------------------------------------------------------------------
+
+
+def _figures(name: str) -> Any:
+    return json.loads((FIGURES / name).read_text())
+
+
+def section_run() -> str:
+    """What was run on what."""
+    about, rows = _figures("quality_about.json"), _figures("quality.json")
+    count = find(rows, "direct", "p2p_blend", "all")
+    few = find(rows, "negative_prompt", "p2p_blend", "all")
+    reference = find(rows, "null_text_reference", "p2p_blend", "all")
+    return (
+        f"{count['n']} pairs, {count['n'] // len(KINDS)} of each of {len(KINDS)} kinds, for `direct` and plain DDIM; "
+        f"{few['n']} for the other methods, {reference['n']} for the reference's null-text. cfg {PAPERS_CFG:g}, "
+        f"{count['steps']} steps. ComfyUI {about['comfyui_version']}, torch {about['pytorch_version']}, "
+        f"{about['device']}, threads {about['threads']}."
+    )
+
+
+def section_targets() -> str:
+    """The targets."""
+    lines = ["| figure | value | 95 % | target | met | pairs |", "|---|---|---|---|---|---|"]
+    for row in _figures("targets.json"):
+        value, aim = (_value(row[name], row["share"]) for name in ("value", "target"))
+        interval = " to ".join(_value(bound, row["share"]) for bound in row["interval"] or ())
+        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        lines.append(f"| {row['figure']} | {value} | {interval} | {aim} | {met} | {row['n']} |")
+    return "\n".join(lines)
+
+
+def _value(value: float | None, share: bool) -> str:
+    return "" if value is None else f"{100 * value:.0f} %" if share else f"{value:.1f}"
+
+
+def section_plain() -> str:
+    """Corrections against plain DDIM."""
+    lines = ["| method | what | gain over plain DDIM | 95 % | pairs |", "|---|---|---|---|---|"]
+    names = {
+        "source_psnr": "dB to the source",
+        "background_psnr": "dB of the kept part",
+        "truth_psnr": "dB to the true edit",
+    }
+    for row in _figures("against_plain.json"):
+        share = row["figure"] == "edit_success"
+        factor, unit, what = (100.0, " %", "read as the target") if share else (1.0, "", names[row["figure"]])
+        low, high = (factor * bound for bound in row["interval"])
+        apart = "**" if low > 0 else ""
+        value = f"{apart}{factor * row['gain']:+.1f}{unit}{apart}"
+        lines.append(
+            f"| {row['method']} | {row['control']}, {what} | {value} | {low:+.1f} to {high:+.1f} | {row['n']} |"
+        )
+    return "\n".join(lines)
+
+
+def section_suited() -> str:
+    """The control that suits each kind."""
+    return edits()
+
+
+def section_all() -> str:
+    """Everything over all kinds."""
+    return table(_figures("quality.json"))
+
+
+def section_gentle() -> str:
+    """The same at a low cfg, over the rigid kinds, which all methods have."""
+    return table(_figures("quality.json"), "rigid", GENTLE_CFG)
+
+
+def section_limits() -> str:
+    """What no edit can pass."""
+    rows = _figures("quality.json")
+    head = (
+        "kind",
+        *(f"{name}: kept part" for name in LIMITS),
+        "true edit: to the true edit",
+        "in a mask: to the true edit",
+    )
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for kind in (*KINDS, "rigid", "all"):
+        found = [find(rows, "autoencoder", name, kind, None) for name in LIMITS]
+        cells = [f"{row['background_psnr']:.1f}" for row in found] + [f"{row['truth_psnr']:.1f}" for row in found[1:]]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def section_kinds() -> str:
+    """Every kind under direct inversion."""
+    rows = _figures("quality.json")
+    shown = ("read as the target", "kept part", "zero-masked", "to the true edit", "SSIM")
+    lines = [f"| kind | control | n | {' | '.join(shown)} |", f"|{'---|' * 8}"]
+    for kind in KINDS:
+        for control in EDITS:
+            row = find(rows, "direct", control, kind)
+            cells = [spread(row, "edit_success", "{:.0f}", 100.0) + " %"]
+            cells += [
+                spread(row, name, "{:.1f}") for name in ("background_psnr", "background_psnr_zeroed", "truth_psnr")
+            ]
+            lines.append(f"| {kind} | {control} | {row['n']} | {' | '.join(cells)} | {row['truth_ssim']:.3f} |")
+    return "\n".join(lines)
+
+
+def section_settings() -> str:
+    """What the kinds' nodes were set to."""
+    names = ("mode", "cross_end", "self_end", "self_limit", "threshold", "subtract_threshold", "pool", "masactrl_start")
+    lines = [f"| kind | {' | '.join(names)} | Local Blend |", f"|{'---|' * (len(names) + 2)}"]
+    for kind in KINDS.values():
+        cells = " | ".join(str(getattr(kind.settings, name)) for name in names)
+        lines.append(f"| {kind.name} | {cells} | {'at the object' if kind.at_object else 'everywhere but there'} |")
+    return "\n".join(lines)
+
+
+def section_sweeps() -> str:
+    """One setting at a time."""
+    rows, found = _figures("sweeps.json"), []
+    for sweep in SWEEPS:
+        own = [row for row in rows if row["sweep"] == sweep.name]
+        head = " | ".join(f"{row['value']:g}" for row in own)
+        found += [f"**{sweep.label}** ({sweep.kind} edits, {sweep.method}, {sweep.control}; {own[0]['n']} pairs)", ""]
+        found += [f"| | {head} |", f"|---|{'---|' * len(own)}"]
+        shown = (
+            ("edit_success", "read as the target, %", 100.0, ".0f"),
+            ("background_psnr", "kept part, dB", 1.0, ".1f"),
+        )
+        for name, title, factor, form in (*shown, ("truth_psnr", "to the true edit, dB", 1.0, ".1f")):
+            found.append(f"| {title} | {' | '.join(format(factor * row[name], form) for row in own)} |")
+        found += ["", f"![{sweep.label}](images/sweep_{sweep.name}.jpg)", ""]
+    return "\n".join(found[:-1])
+
+
+def section_speed() -> str:
+    """The speed bench's table, and null-text's cost of the same pictures."""
+    return speed()
+
+
+SECTIONS = {
+    name.removeprefix("section_"): made for name, made in list(globals().items()) if name.startswith("section_")
+}
+
+
+def filled(text: str) -> str:
+    """The document with every marked section made anew."""
+    return fill(text, SECTIONS)
+
+
+def main() -> None:
+    if "--keep" in sys.argv:
+        take()
+    DOCUMENT.write_text(filled(DOCUMENT.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""From judged pictures to figures: means, bootstrap intervals, paired gains, tables.
+
+A line is what bench/quality.py writes of one picture; a row sums up the lines of a method, a control, a cfg and a kind.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.cases import KINDS, RIGID_KINDS
+from bench.graphs import CONTROLS, EDITS, METHODS
+
+Line = Mapping[str, Any]
+Row = dict[str, Any]
+LIMITS = {"round trip": "ceiling", "true edit": "true", "true edit in a mask": "masked"}
+"""What no edit can pass, all of method `autoencoder`, and the nodes that save it."""
+MEASURED = ("edit_success", "background_psnr", "background_psnr_zeroed", "truth_psnr", "truth_ssim", "source_psnr")
+RESAMPLES = 2000
+
+
+def read_lines(path: pathlib.Path) -> list[Line]:
+    """The lines of earlier runs; a last one that was cut off does not count, and of what was made twice, the last."""
+    found: dict[str, Line] = {}
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        found[key(line["case"], line["method"], line["control"], line["settings"])] = line
+    return list(found.values())
+
+
+def key(case: str, method: str, control: str, settings: Mapping[str, Any]) -> str:
+    """What a picture is known by."""
+    return json.dumps([case, method, control, settings])
+
+
+def rows_of(lines: Sequence[Line]) -> list[Row]:
+    """The rows of quality.json, of every kind, of the rigid ones together, and of all."""
+    groups = collections.defaultdict(list)
+    for line in lines:
+        cfg = line["settings"].get("cfg")
+        for kind in (line["kind"], "all", *(["rigid"] if line["kind"] in RIGID_KINDS else [])):
+            groups[cfg, line["method"], line["control"], kind].append(line)
+    ceilings = {line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"}
+    costs = {method: prepare_seconds(method, lines) for method in {line["method"] for line in lines} & set(METHODS)}
+    return [_row(*group, groups[group], ceilings, costs) for group in sorted(groups, key=_order)]
+
+
+def _order(group: tuple[float | None, str, str, str]) -> tuple[Any, ...]:
+    cfg, method, control, kind = group
+    methods, controls = [*METHODS, "autoencoder"], [*CONTROLS, *LIMITS]
+    return -(cfg or 0.0), methods.index(method), controls.index(control), [*KINDS, "rigid", "all"].index(kind)
+
+
+def _row(
+    cfg: float | None,
+    method: str,
+    control: str,
+    kind: str,
+    lines: Sequence[Line],
+    ceilings: Mapping[str, float],
+    costs: Mapping[str, float],
+) -> Row:
+    row: Row = {"method": method, "control": control, "kind": kind, "n": len(lines), "cfg": cfg}
+    row |= {name: _mean(lines, name) for name in MEASURED}
+    row["ceiling_psnr"] = round(float(np.mean([ceilings[line["case"]] for line in lines])), 4)
+    row["object_kept"] = round(float(np.mean([set(line["wrong"]) <= {"background"} for line in lines])), 4)
+    row["intervals"] = {name: bootstrap([float(line[name]) for line in lines]) for name in MEASURED}
+    if cfg is not None:
+        row |= {"steps": lines[0]["settings"]["steps"]}
+        row |= {name: _mean(lines, name) for name in ("rows_per_step", "prepare_rows")}
+        times = [line["seconds"] for line in lines if line["seconds"] is not None]
+        row["seconds"] = round(float(np.mean(times)) + costs[method], 2) if times else None
+    return row
+
+
+def _mean(lines: Sequence[Line], name: str) -> float:
+    return round(float(np.mean([line[name] for line in lines])), 4)
+
+
+def prepare_seconds(method: str, lines: Iterable[Line]) -> float:
+    """Mean seconds of a method's inversion and optimisation. Inversions that the host had cached from the method before
+    took none: methods that start from the same one share the time of those that ran."""
+    matched = METHODS[method].matched
+    inversions, optimised = [], []
+    for line in lines:
+        if line["method"] not in METHODS:
+            continue
+        if line["prepare_seconds"] is not None and METHODS[line["method"]].matched == matched:
+            inversions.append(line["prepare_seconds"] - (line["null_text_seconds"] or 0.0))
+        if line["method"] == method and line["null_text_seconds"]:
+            optimised.append(line["null_text_seconds"])
+    return sum(float(np.mean(times)) for times in (inversions, optimised) if times)
+
+
+def bootstrap(values: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean, by resampling the cases (percentiles, seed 0)."""
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
+    return [round(float(bound), 4) for bound in np.percentile(drawn.mean(1), (2.5, 97.5))]
+
+
+def gain(lines: Sequence[Line], one: tuple[Any, ...], other: tuple[Any, ...], name: str, kinds: Sequence[str]) -> Row:
+    """How much higher a figure is under (method, control, cfg) `one` than under `other`, on the cases of these kinds
+    that both have: its mean, 95 % interval and n."""
+    found: dict[tuple[Any, ...], dict[str, float]] = {one: {}, other: {}}
+    for line in lines:
+        group = (line["method"], line["control"], line["settings"].get("cfg"))
+        if group in found and line["kind"] in kinds:
+            found[group][line["case"]] = float(line[name])
+    both = sorted(found[one].keys() & found[other].keys())
+    differences = [found[one][case] - found[other][case] for case in both]
+    if not differences:
+        raise ValueError(f"no case has both {one} and {other}")
+    return {"gain": float(np.mean(differences)), "interval": bootstrap(differences), "n": len(both)}
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+HEAD = ("method", "control", "n", "read as the target", "kept part", "to the true edit", "SSIM", "rows", "seconds")
+
+
+def table(rows: Sequence[Row], kind: str = "all", cfg: float | None = 7.5) -> str:
+    """The rows of one kind at one cfg as a Markdown table; half the width of the 95 % interval behind a mean."""
+    chosen = [row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] != "reconstruction"]
+    return "\n".join([_cells(HEAD), _cells(["---"] * len(HEAD)), *map(_table_row, chosen)])
+
+
+def _cells(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table_row(row: Row) -> str:
+    cost = ["", ""]
+    if row["cfg"] is not None:
+        cost[0] = f"{row['prepare_rows'] + row['rows_per_step'] * row['steps']:.0f}"
+        cost[1] = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+    success = spread(row, "edit_success", "{:.0f}", 100.0) + " %"
+    decibels = [spread(row, name, "{:.1f}") for name in ("background_psnr", "truth_psnr")]
+    return _cells([row["method"], row["control"], str(row["n"]), success, *decibels, f"{row['truth_ssim']:.3f}", *cost])
+
+
+def spread(row: Row, name: str, form: str, factor: float = 1.0) -> str:
+    """A mean and how far its interval reaches, such as "23.1 ±0.4"."""
+    low, high = row["intervals"][name]
+    return f"{form.format(factor * row[name])} ±{form.format(factor * (high - low) / 2)}"
+
+
+def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: float | None = 7.5) -> Row:
+    """One row; KeyError if there is none."""
+    wanted = (method, control, kind, cfg)
+    for row in rows:
+        if (row["method"], row["control"], row["kind"], row["cfg"]) == wanted:
+            return row
+    raise KeyError(wanted)
+
+
+def suited(rows: Sequence[Row], kind: str, method: str = "direct", cfg: float = 7.5) -> Row:
+    """Of the controls whose edits are read as the target as often as the best's, less a tenth: nearest to the true."""
+    found = [find(rows, method, control, kind, cfg) for control in EDITS]
+    often = max(row["edit_success"] for row in found) - 0.1
+    return max((row for row in found if row["edit_success"] >= often), key=lambda row: row["truth_psnr"])

@@ -1,0 +1,99 @@
+"""A small part of `make bench-quality` by a real server: every kind of figure, and a run that is killed goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from bench import install
+from bench.cases import KINDS
+from bench.graphs import CONTROLS
+from bench.jobs import Job, make
+from bench.summary import LIMITS, find, read_lines, rows_of
+from bench.sweeps import SWEEPS, lines_at, settings_of
+
+pytestmark = pytest.mark.server
+STEPS = 3
+
+
+def small(kind: str, method: str, *controls: str, index: int = 0) -> Job:
+    settings = dataclasses.replace(KINDS[kind].settings, steps=STEPS)
+    return Job(kind, index, method, tuple((name, settings) for name in controls))
+
+
+def test_rows_of_every_control_and_limit(tmp_path: pathlib.Path) -> None:
+    jobs = [
+        [Job("color", 0, "autoencoder"), small("color", "direct", *CONTROLS), small("color", "ddim", "none")],
+        [Job("position", 0, "autoencoder"), small("position", "fixed_point", "masactrl")],
+        [Job("background", 0, "autoencoder"), small("background", "null_text_fast", "p2p_blend")],
+    ]
+    versions = make(jobs, tmp_path, "cases.jsonl", servers=1)
+    assert versions["device"] and versions["comfyui_version"] in install.host_path().name
+    lines = read_lines(tmp_path / "cases.jsonl")
+    assert len(lines) == 3 * len(LIMITS) + len(CONTROLS) + 3
+    for line in lines:
+        with Image.open(tmp_path / line["picture"]) as picture:
+            assert picture.size == (128, 128)
+    rows = rows_of(lines)
+    true = find(rows, "autoencoder", "true edit", "color", None)
+    assert true["edit_success"] == 1.0 and true["truth_psnr"] > 30.0
+    plain, blended = (find(rows, "direct", control, "color") for control in ("none", "p2p_blend"))
+    assert blended["background_psnr"] > plain["background_psnr"]
+    assert plain["rows_per_step"] == 2.0 and 2.0 < blended["rows_per_step"] <= 3.0
+    assert find(rows, "fixed_point", "masactrl", "position")["prepare_rows"] == STEPS * 12
+    assert find(rows, "null_text_fast", "p2p_blend", "background")["prepare_rows"] > STEPS
+    assert all(row["seconds"] > 0.0 for row in rows if row["cfg"] is not None and row["control"] != "reconstruction")
+    pasted = find(rows, "direct", "p2p_blend_paste", "color")
+    assert pasted["background_psnr"] > blended["background_psnr"]
+    assert pasted["truth_psnr"] == pytest.approx(blended["truth_psnr"], abs=3.0)
+    back = find(rows, "direct", "reconstruction", "color")
+    assert back["seconds"] is None and back["source_psnr"] == pytest.approx(back["ceiling_psnr"], abs=6.0)
+    assert back["source_psnr"] > plain["source_psnr"] + 5.0
+    assert make(jobs, tmp_path, "cases.jsonl", servers=1) == {}
+
+
+RUN = """
+import pathlib, sys
+from bench.jobs import make
+from test_quality_bench import small
+make([[small("color", "direct", "none", index=i)] for i in range(4)], pathlib.Path(sys.argv[1]), "cases.jsonl", 1)
+"""
+
+
+def test_a_killed_run_goes_on(tmp_path: pathlib.Path) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        code = f"import sys; sys.path[:0] = ['tests/host', {str(install.host_path())!r}]\n{RUN}"
+        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=install.ROOT)
+
+    path, running = tmp_path / "cases.jsonl", start()
+    deadline = time.monotonic() + 120.0
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    first = path.read_text()
+    assert first.count("\n") < 4
+    path.write_text(first + '{"case": "color-00')  # as if killed within a line
+    assert start().wait(120.0) == 0
+    assert path.read_text().startswith(first)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert sorted(line["case"] for line in lines) == [f"color-{i:03d}" for i in range(4)]
+
+
+def test_sweeps_find_their_pictures(tmp_path: pathlib.Path) -> None:
+    sweep = dataclasses.replace(SWEEPS[0], values=(0.0, 1.0), base=(*SWEEPS[0].base, ("steps", STEPS)))
+    controls = tuple((f"{sweep.control}@{value}", settings_of(sweep, value)) for value in sweep.values)
+    make([[Job(sweep.kind, 0, sweep.method, controls)]], tmp_path, "sweeps.jsonl", servers=1)
+    lines = read_lines(tmp_path / "sweeps.jsonl")
+    found = [lines_at(sweep, value, lines) for value in sweep.values]
+    assert [len(at) for at in found] == [1, 1]
+    pictures = [(tmp_path / at[0]["picture"]).read_bytes() for at in found]
+    assert pictures[0] != pictures[1]
