@@ -47,7 +47,8 @@ class LocalBlend(Controller):
 
     words: of each target, or empty for the given mask alone; scales: the scales the model has attention at.
     threshold, subtract_threshold: shares of a map's greatest value; pool: 3x3 maximum before the threshold.
-    start: the first step that is blended, as a fraction of the steps.
+    start: the first step that is blended, as a fraction of the steps. The paper pools and subtracts from 0.3 on;
+    without, more is kept (docs/BENCHMARKS.md).
     mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used, by latent.
     """
 
@@ -56,9 +57,9 @@ class LocalBlend(Controller):
     words: tuple[BlendWords, ...] = ()
     scales: tuple[int, ...] = (4,)
     threshold: float = 0.3
-    subtract_threshold: float = 0.3
+    subtract_threshold: float = 0.5
     start: float = 0.2
-    pool: bool = True
+    pool: bool = False
     mask: torch.Tensor | None = None
     results: Results = dataclasses.field(default_factory=Results)
 

@@ -128,8 +128,9 @@ class PivotLocalBlend(io.ComfyNode):
                 io.String.Input(
                     "blend_words",
                     default="",
-                    tooltip="What changes, before and after, e.g. `cat, dog`. Words of either prompt; a replaced word "
-                    "stands for its counterpart too. May be empty with subtract_words or a mask.",
+                    tooltip="What changes, before and after, e.g. `cat, dog`; all words that name it show best where "
+                    "it is, e.g. `striped, red, ball`. Words of either prompt; a replaced word stands for its "
+                    "counterpart too. May be empty with subtract_words or a mask.",
                 ),
                 io.String.Input(
                     "subtract_words",
@@ -157,7 +158,8 @@ class PivotLocalBlend(io.ComfyNode):
                 io.Boolean.Input(
                     "pool",
                     default=LocalBlend.pool,
-                    tooltip="Widen the words' maps by one position before the threshold, as in the paper.",
+                    tooltip="Widen the words' maps by one position before the threshold, as in the paper. Off keeps "
+                    "more of the surroundings.",
                 ),
                 Words.Input(
                     "words",
