@@ -37,7 +37,8 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What an edit's nodes are set to, by the nodes' own names: P2P's windows, Local Blend, MasaCtrl, guidance."""
+    """What an edit's nodes are set to, by the nodes' own names: P2P's windows, Local Blend, MasaCtrl, guidance; by
+    default as the papers have it."""
 
     cfg: float = 7.5
     steps: int = STEPS
@@ -181,8 +182,9 @@ def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: s
     control, graph = CONTROLS[control_of(name)], {}
     model: list[Any] = ["model", 0]
     for title, made in _controllers(case, control, settings):
-        graph[f"{name}.{title}"] = {**made, "inputs": {"model": model, **made["inputs"]}}
-        model = [f"{name}.{title}", 0]
+        patched = {**made, "inputs": {"model": model, **made["inputs"]}}
+        model = [_place(there, patched, f"{name}.{title}"), 0]
+        graph[model[0]] = patched
     sampler = node(
         "PivotEditSampler",
         model=model,
@@ -196,7 +198,7 @@ def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: s
     if control.guidance:
         graph[f"{name}.guidance"] = node("PivotProximalGuidance", **proximal(control.guidance, settings.quantile))
         sampler["inputs"]["guidance"] = [f"{name}.guidance", 0]
-    run = next((key for key, other in there.items() if other == sampler), f"{name}.edit")
+    run = _place(there, sampler, f"{name}.edit")
     graph[run] = sampler
     graph[f"{name}.report"] = node("PreviewAny", source=[run, 2])
     graph |= _saved(name, [run, control.output], prefix)
@@ -204,6 +206,17 @@ def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: s
         graph[f"{name}.paste"] = _pasted(graph[name]["inputs"]["images"], [run, 3])
         graph[name]["inputs"]["images"] = [f"{name}.paste", 0]
     return graph
+
+
+def _place(there: Graph, made: dict[str, Any], name: str) -> str:
+    """The id of a node like this one that is there already, or else its own."""
+    return next((key for key, other in there.items() if other == made), name)
+
+
+def sampler_of(graph: Graph, name: str) -> str:
+    """The id of the Edit Sampler that runs for a name; several may share one."""
+    found: str = graph[f"{name}.report"]["inputs"]["source"][0]
+    return found
 
 
 def _pasted(edited: list[Any], mask: list[Any]) -> dict[str, Any]:

@@ -250,8 +250,12 @@ def prepare_demo() -> None:
 def prepare_eval() -> None:
     """What the demo needs, and what the benches measure with; a user's own Python is left as it is."""
     prepare_demo()
-    if user_python() is None:
+    python = user_python()
+    if python is None:
         install_packages(EVAL_REQUIREMENTS)
+        return
+    needs = "import matplotlib, scipy, torchmetrics"
+    run([python, "-c", needs], f"importing what measures with {python} (pip install -r bench/requirements-eval.txt)")
 
 
 def prepare_check() -> None:

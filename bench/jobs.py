@@ -7,6 +7,7 @@ only what is missing or was set otherwise.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import pathlib
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from PIL import Image
 from bench import install
 from bench.cases import KINDS, Edit
 from bench.client import Client, Graph, JobFailed, Result, ServerError
-from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step
+from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step, sampler_of
 from bench.judge import judge, kept, psnr, to_array, to_image
-from bench.server import Server, ServerFailed, has_accelerator
+from bench.server import Server, ServerFailed, has_accelerator, stop_on_signals
 from bench.summary import LIMITS, key, read_lines
 
 CELL = 8  # pixels of a latent's side
@@ -134,44 +135,55 @@ def limits_graph(picture: str, truth: str, mask: str) -> Graph:
     return graph
 
 
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A job's end: its graph, and what that gave or how it failed."""
+
+    job: Job
+    graph: Graph
+    result: Result | JobFailed
+
+
 class Workers:
-    """Threads with a ComfyUI server each that take jobs by the case and give (job, result) in `results`."""
+    """Threads with a ComfyUI server each that take jobs by the case."""
 
     def __init__(self, jobs: Iterable[list[Job]], count: int) -> None:
         self.jobs = iter(jobs)
+        self.count = count
         self.lock = threading.Lock()
-        self.results: queue.Queue[tuple[Job, Result | JobFailed] | BaseException | None] = queue.Queue()
+        self.results: queue.Queue[Done | Exception | None] = queue.Queue()
         self.versions: dict[str, str] = {}
-        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
 
-    def run(self) -> Iterator[tuple[Job, Result | JobFailed]]:
-        """What every job gave, as it comes. A server that ends raises, at once."""
-        for thread in self.threads:
-            thread.start()
-        running = len(self.threads)
-        while running:
-            came = self.results.get()
-            if isinstance(came, BaseException):
-                raise came
-            if came is None:
-                running -= 1
-            else:
-                yield came
+    def run(self) -> Iterator[Done]:
+        """What every job gave, as it comes; its servers end with it, however it ends. What ends a worker raises."""
+        with contextlib.ExitStack() as stack:
+            servers = [stack.enter_context(Server()) for _ in range(self.count)]
+            for server in servers:
+                threading.Thread(target=self._work, args=(server,), daemon=True).start()
+            running = len(servers)
+            while running:
+                came = self.results.get()
+                if isinstance(came, Exception):
+                    raise came
+                if came is None:
+                    running -= 1
+                else:
+                    yield came
 
-    def _work(self) -> None:
+    def _work(self, server: Server) -> None:
         try:
-            with Server() as server, Client(server.url) as client:
+            with Client(server.url) as client:
                 system = client.system_stats()
                 self.versions = {key: system["system"][key] for key in ("comfyui_version", "pytorch_version")}
                 self.versions["device"] = system["devices"][0]["name"]
-                posted: collections.deque[Job] = collections.deque()
+                posted: collections.deque[tuple[Job, Graph]] = collections.deque()
                 for result in client.run_all(self._graphs(client, posted)):
-                    self.results.put((posted.popleft(), result))
+                    self.results.put(Done(*posted.popleft(), result))
             self.results.put(None)
-        except (ServerError, ServerFailed, install.InstallError, OSError) as error:
+        except Exception as error:
             self.results.put(error)
 
-    def _graphs(self, client: Client, posted: collections.deque[Job]) -> Iterator[Graph]:
+    def _graphs(self, client: Client, posted: collections.deque[tuple[Job, Graph]]) -> Iterator[Graph]:
         upload = Uploads(client)
         while True:
             with self.lock:
@@ -179,14 +191,14 @@ class Workers:
             if jobs is None:
                 return
             for job in jobs:
-                posted.append(job)
-                yield graph_of(job, upload)
+                posted.append((job, graph_of(job, upload)))
+                yield posted[-1][1]
 
 
 # -- what was made -----------------------------------------------------------------------------------------
 
 
-def lines_of(job: Job, result: Result, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+def lines_of(job: Job, graph: Graph, result: Result, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     """A line for every picture of a job, which is judged and kept."""
     saved = LIMITS if job.method == "autoencoder" else {name: name for name, _ in job.controls}
     settings = dict(job.controls)
@@ -198,22 +210,22 @@ def lines_of(job: Job, result: Result, folder: pathlib.Path) -> Iterator[dict[st
         keep(picture, folder / line["picture"])
         found = judge(job.edit, to_array(picture))
         line |= {"edit_success": found.success, **dataclasses.asdict(found)}
-        yield line | (costs(job.method, own.steps, name, result) if own else _ceiling(job.edit, picture))
+        yield line | (costs(job.method, own.steps, name, graph, result) if own else _ceiling(job.edit, picture))
 
 
 def _ceiling(edit: Edit, picture: Image.Image) -> dict[str, float]:
     return {"ceiling_psnr": psnr(to_array(picture), edit.scene.render(), kept(edit.scene, edit.truth))}
 
 
-def costs(method: str, steps: int, name: str, result: Result) -> dict[str, Any]:
-    """Rows and seconds; None where nothing was run for this: the server had the inversion from the job before, or the
-    source comes back beside an edit."""
+def costs(method: str, steps: int, name: str, graph: Graph, result: Result) -> dict[str, Any]:
+    """Rows and seconds, those of the sampler that runs for it; prepare_seconds are None where the server had the
+    inversion from the job before."""
     report = result.texts.get("null_text.report", [""])[0]
     inverted, optimised = (result.seconds.get(node) for node in ("inversion", "null_text"))
     return {
         "rows_per_step": rows_per_step(result.texts[f"{name}.report"][0]),
         "prepare_rows": prepare_rows(method, steps, report),
-        "seconds": result.seconds.get(f"{name}.edit"),
+        "seconds": result.seconds[sampler_of(graph, name)],
         "prepare_seconds": None if inverted is None else inverted + (optimised or 0.0),
         "null_text_seconds": optimised,
     }
@@ -236,8 +248,16 @@ def keep(picture: Image.Image, path: pathlib.Path) -> None:
 # -- making what is missing --------------------------------------------------------------------------------
 
 
-def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers: int = 0) -> dict[str, str]:
-    """Make what `folder/name` has no line of; returns versions and device, empty if nothing was missing.
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a run has made: with which versions and device (none if nothing was missing), and how many jobs failed."""
+
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    failed: int = 0
+
+
+def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers: int = 0) -> Made:
+    """Make what `folder/name` has no line of.
 
     servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries again.
     """
@@ -247,19 +267,35 @@ def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers
     count = sum(map(len, left))
     print(f"{name}: {count} jobs of {sum(map(len, jobs))} to do", flush=True)
     if not left:
-        return {}
+        return Made()
     folder.mkdir(parents=True, exist_ok=True)
     drop_cut_off_line(path)
     workers = Workers(left, min(servers or default_servers(), len(left)))
-    with path.open("a") as file:
-        for number, (job, result) in enumerate(workers.run(), 1):
-            if isinstance(result, JobFailed):
-                print(f"FAILED {job.case} {job.method}: {result}", file=sys.stderr, flush=True)
+    failed = 0
+    with contextlib.closing(workers.run()) as results, path.open("a") as file:
+        for number, one in enumerate(results, 1):
+            if isinstance(one.result, JobFailed):
+                failed += 1
+                print(f"FAILED {one.job.case} {one.job.method}: {one.result}", file=sys.stderr, flush=True)
                 continue
-            file.writelines(json.dumps(line) + "\n" for line in lines_of(job, result, folder))
+            file.writelines(json.dumps(line) + "\n" for line in lines_of(one.job, one.graph, one.result, folder))
             file.flush()
             print(f"\r{number}/{count}", end="" if sys.stdout.isatty() else "\n", flush=True)
-    return workers.versions
+    return Made({**workers.versions, "servers": str(workers.count)}, failed)
+
+
+def command(work: Callable[[], int]) -> int:
+    """Run a bench's command line: 1 after an error, which is printed as one line, 130 after an interrupt; what was made
+    is kept."""
+    stop_on_signals()
+    try:
+        return work()
+    except (ServerError, ServerFailed, install.InstallError, ImportError, OSError) as error:
+        print(f"error: {error}; what was made is kept, run it again to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was made is kept, run it again to go on", file=sys.stderr)
+        return 130
 
 
 def drop_cut_off_line(path: pathlib.Path) -> None:

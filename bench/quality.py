@@ -28,10 +28,8 @@ from collections.abc import Mapping, Sequence
 
 from bench import install
 from bench.cases import KINDS, RIGID_KINDS
-from bench.client import ServerError
 from bench.graphs import CONTROLS, EDITS, METHODS
-from bench.jobs import Job, make
-from bench.server import ServerFailed, stop_on_signals
+from bench.jobs import Job, Made, command, make
 from bench.summary import Line, Row, read_lines, rows_of, table
 
 OUT = install.ROOT / "out" / "bench" / "quality.json"
@@ -80,16 +78,17 @@ def _names(kind: str, index: int, method: str, own: bool, cfg: float, chosen: ar
 
 
 def write(lines: Sequence[Line], versions: Mapping[str, str]) -> list[Row]:
-    """quality.json, and beside it what it was made with; returns its rows."""
+    """quality.json, and beside it how it was made; returns its rows."""
     rows = rows_of(lines)
     OUT.write_text(json.dumps(rows, indent=1) + "\n")
-    if versions:
-        about = {**versions, "threads": os.environ.get("OMP_NUM_THREADS", "all")}
-        OUT.with_name("quality_about.json").write_text(json.dumps(about, indent=1) + "\n")
+    path = OUT.with_name("quality_about.json")
+    about = json.loads(path.read_text()) if path.exists() else {}
+    about |= {**versions, "threads": os.environ.get("OMP_NUM_THREADS", "all"), "options": " ".join(sys.argv[1:])}
+    path.write_text(json.dumps(about, indent=1) + "\n")
     return rows
 
 
-def options() -> argparse.Namespace:
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--per-kind", type=int, default=30, help="cases of each kind")
@@ -105,25 +104,21 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="0: each kind's own")
     parser.add_argument("--servers", type=int, default=0, help="ComfyUI servers side by side; 0: 2, or 1 on a GPU")
     parser.add_argument("--only-report", action="store_true", help="make nothing, sum up what there is")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
-    """1 after an error, 130 after an interrupt; what was made is kept."""
+def run() -> int:
+    """Make what is missing and sum up; 1 if a job failed."""
     chosen = options()
-    stop_on_signals()
-    try:
-        versions = {} if chosen.only_report else make(plan(chosen), MADE, LINES, chosen.servers)
-    except (ServerError, ServerFailed, install.InstallError, ImportError, OSError) as error:
-        print(f"error: {error}; what was made is kept, run it again to go on", file=sys.stderr)
+    made = Made() if chosen.only_report else make(plan(chosen), MADE, LINES, chosen.servers)
+    lines = read_lines(MADE / LINES)
+    if not lines:
+        print(f"error: nothing was made yet: no {MADE / LINES}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; what was made is kept, run it again to go on", file=sys.stderr)
-        return 130
-    print(table(write(read_lines(MADE / LINES), versions)))
-    print(OUT)
-    return 0
+    print(table(write(lines, made.versions)))
+    print(OUT if not made.failed else f"{made.failed} jobs failed; run it again", flush=True)
+    return min(made.failed, 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(run))

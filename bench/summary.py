@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from bench.cases import KINDS, RIGID_KINDS
 from bench.graphs import CONTROLS, EDITS, METHODS
@@ -42,13 +43,14 @@ def key(case: str, method: str, control: str, settings: Mapping[str, Any]) -> st
 
 
 def rows_of(lines: Sequence[Line]) -> list[Row]:
-    """The rows of quality.json, of every kind, of the rigid ones together, and of all."""
+    """The rows of quality.json: of every kind, of the rigid ones together, of all; of cases whose limits are known."""
+    ceilings = {line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"}
+    lines = [line for line in lines if line["case"] in ceilings]
     groups = collections.defaultdict(list)
     for line in lines:
         cfg = line["settings"].get("cfg")
         for kind in (line["kind"], "all", *(["rigid"] if line["kind"] in RIGID_KINDS else [])):
             groups[cfg, line["method"], line["control"], kind].append(line)
-    ceilings = {line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"}
     costs = {method: prepare_seconds(method, lines) for method in {line["method"] for line in lines} & set(METHODS)}
     return [_row(*group, groups[group], ceilings, costs) for group in sorted(groups, key=_order)]
 
@@ -72,12 +74,11 @@ def _row(
     row |= {name: _mean(lines, name) for name in MEASURED}
     row["ceiling_psnr"] = round(float(np.mean([ceilings[line["case"]] for line in lines])), 4)
     row["object_kept"] = round(float(np.mean([set(line["wrong"]) <= {"background"} for line in lines])), 4)
-    row["intervals"] = {name: bootstrap([float(line[name]) for line in lines]) for name in MEASURED}
+    row["intervals"] = {name: interval([line[name] for line in lines]) for name in MEASURED}
     if cfg is not None:
         row |= {"steps": lines[0]["settings"]["steps"]}
         row |= {name: _mean(lines, name) for name in ("rows_per_step", "prepare_rows")}
-        times = [line["seconds"] for line in lines if line["seconds"] is not None]
-        row["seconds"] = round(float(np.mean(times)) + costs[method], 2) if times else None
+        row["seconds"] = round(_mean(lines, "seconds") + costs[method], 2)
     return row
 
 
@@ -98,6 +99,20 @@ def prepare_seconds(method: str, lines: Iterable[Line]) -> float:
         if line["method"] == method and line["null_text_seconds"]:
             optimised.append(line["null_text_seconds"])
     return sum(float(np.mean(times)) for times in (inversions, optimised) if times)
+
+
+def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
+    """The 95 % interval of a mean; of a share, where resampling cases that all agree would give none, Wilson's."""
+    if not isinstance(values[0], bool):
+        return bootstrap(values)
+    found = scipy.stats.binomtest(sum(values), len(values)).proportion_ci(method="wilson")
+    return [round(float(found.low), 4), round(float(found.high), 4)]
+
+
+def common(lines: Sequence[Line], cfg: float, by: str = "negative_prompt") -> list[Row]:
+    """Rows of the cases that a method of few has at a cfg, so that all methods are compared on the same ones."""
+    cases = {line["case"] for line in lines if (line["method"], line["settings"].get("cfg")) == (by, cfg)}
+    return rows_of([line for line in lines if line["case"] in cases and line["settings"].get("cfg") in (cfg, None)])
 
 
 def bootstrap(values: Sequence[float]) -> list[float]:
@@ -128,7 +143,7 @@ HEAD = ("method", "control", "n", "read as the target", "kept part", "to the tru
 
 def table(rows: Sequence[Row], kind: str = "all", cfg: float | None = 7.5) -> str:
     """The rows of one kind at one cfg as a Markdown table; half the width of the 95 % interval behind a mean."""
-    chosen = [row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] != "reconstruction"]
+    chosen = [row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] in EDITS]
     return "\n".join([_cells(HEAD), _cells(["---"] * len(HEAD)), *map(_table_row, chosen)])
 
 
@@ -140,7 +155,7 @@ def _table_row(row: Row) -> str:
     cost = ["", ""]
     if row["cfg"] is not None:
         cost[0] = f"{row['prepare_rows'] + row['rows_per_step'] * row['steps']:.0f}"
-        cost[1] = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        cost[1] = f"{row['seconds']:.1f}"
     success = spread(row, "edit_success", "{:.0f}", 100.0) + " %"
     decibels = [spread(row, name, "{:.1f}") for name in ("background_psnr", "truth_psnr")]
     return _cells([row["method"], row["control"], str(row["n"]), success, *decibels, f"{row['truth_ssim']:.3f}", *cost])

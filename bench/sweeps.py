@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bench import install
 from bench.cases import KINDS
-from bench.jobs import Job, make
+from bench.jobs import Job, command, make
 from bench.judge import to_image
 from bench.summary import Line, read_lines
 
@@ -129,18 +130,21 @@ def _made(sweep: Sweep, value: float, lines: Sequence[Line]) -> list[Image.Image
     return [Image.open(MADE / at[f"{sweep.kind}-{i:03d}"]["picture"]).convert("RGB") for i in range(SHOWN)]
 
 
-def run(count: int = CASES, servers: int = 0) -> list[dict[str, Any]]:
-    """Make what is missing, write figures and pictures."""
-    make(jobs(count), MADE, LINES, servers)
+def run(count: int = CASES, servers: int = 0) -> int:
+    """Make what is missing, write figures and pictures; 1 if a job failed, then without figures."""
+    made = make(jobs(count), MADE, LINES, servers)
     lines = read_lines(MADE / LINES)
+    if made.failed:
+        print(f"{made.failed} jobs failed; run it again")
+        return 1
     rows = [row for sweep in SWEEPS for row in means(sweep, lines)]
     (OUT / "sweeps.json").write_text(json.dumps(rows, indent=1) + "\n")
     for sweep in SWEEPS:
         own = [row for row in rows if row["sweep"] == sweep.name]
         sheet(sweep, lines, own).save(OUT / f"sweep_{sweep.name}.png", optimize=True)
-    return rows
+    print(OUT / "sweeps.json")
+    return 0
 
 
 if __name__ == "__main__":
-    for row in run():
-        print(json.dumps(row))
+    sys.exit(command(run))

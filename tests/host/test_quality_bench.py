@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from PIL import Image
 from bench import install
 from bench.cases import KINDS
 from bench.graphs import CONTROLS
-from bench.jobs import Job, make
+from bench.jobs import Job, Made, Workers, make
 from bench.summary import LIMITS, find, read_lines, rows_of
 from bench.sweeps import SWEEPS, lines_at, settings_of
 
@@ -35,7 +37,8 @@ def test_rows_of_every_control_and_limit(tmp_path: pathlib.Path) -> None:
         [Job("position", 0, "autoencoder"), small("position", "fixed_point", "masactrl")],
         [Job("background", 0, "autoencoder"), small("background", "null_text_fast", "p2p_blend")],
     ]
-    versions = make(jobs, tmp_path, "cases.jsonl", servers=1)
+    made = make(jobs, tmp_path, "cases.jsonl", servers=1)
+    versions = made.versions
     assert versions["device"] and versions["comfyui_version"] in install.host_path().name
     lines = read_lines(tmp_path / "cases.jsonl")
     assert len(lines) == 3 * len(LIMITS) + len(CONTROLS) + 3
@@ -50,14 +53,40 @@ def test_rows_of_every_control_and_limit(tmp_path: pathlib.Path) -> None:
     assert plain["rows_per_step"] == 2.0 and 2.0 < blended["rows_per_step"] <= 3.0
     assert find(rows, "fixed_point", "masactrl", "position")["prepare_rows"] == STEPS * 12
     assert find(rows, "null_text_fast", "p2p_blend", "background")["prepare_rows"] > STEPS
-    assert all(row["seconds"] > 0.0 for row in rows if row["cfg"] is not None and row["control"] != "reconstruction")
+    assert all(row["seconds"] > 0.0 for row in rows if row["cfg"] is not None)
+    assert pasted_and_blended_are_one_run(lines)
     pasted = find(rows, "direct", "p2p_blend_paste", "color")
     assert pasted["background_psnr"] > blended["background_psnr"]
     assert pasted["truth_psnr"] == pytest.approx(blended["truth_psnr"], abs=3.0)
     back = find(rows, "direct", "reconstruction", "color")
-    assert back["seconds"] is None and back["source_psnr"] == pytest.approx(back["ceiling_psnr"], abs=6.0)
+    assert back["source_psnr"] == pytest.approx(back["ceiling_psnr"], abs=6.0)
     assert back["source_psnr"] > plain["source_psnr"] + 5.0
-    assert make(jobs, tmp_path, "cases.jsonl", servers=1) == {}
+    assert made.failed == 0 and make(jobs, tmp_path, "cases.jsonl", servers=1) == Made()
+
+
+def pasted_and_blended_are_one_run(lines: list[Any]) -> bool:
+    times = {line["control"]: line["seconds"] for line in lines if line["method"] == "direct"}
+    return bool(times["p2p_blend"] == times["p2p_blend_paste"] != times["p2p"])
+
+
+def test_servers_end_with_the_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle, and by an error of a worker: nothing stays behind, and the error is told."""
+    monkeypatch.setattr("bench.server.RUN", tmp_path / "run")
+    with contextlib.closing(Workers([[small("color", "direct", "none")]], 1).run()) as results:
+        next(results)
+        assert list((tmp_path / "run").glob("server-*"))
+    assert not list((tmp_path / "run").glob("server-*"))
+    broken = Job("color", 0, "no such method", small("color", "direct", "none").controls)
+    with pytest.raises(KeyError, match="no such method"):
+        make([[broken]], tmp_path, "cases.jsonl", servers=1)
+    assert not list((tmp_path / "run").glob("server-*"))
+
+
+def test_failed_jobs_are_counted_and_made_by_the_next_run(tmp_path: pathlib.Path) -> None:
+    good, bad = (small("color", "direct", "p2p", index=i) for i in range(2))
+    bad = dataclasses.replace(bad, controls=tuple((n, dataclasses.replace(s, mode="no mode")) for n, s in bad.controls))
+    assert make([[bad], [good]], tmp_path, "cases.jsonl", servers=1).failed == 1
+    assert [line["case"] for line in read_lines(tmp_path / "cases.jsonl")] == ["color-000"]
 
 
 RUN = """

@@ -42,8 +42,10 @@ def test_cases_are_the_same_every_time_and_differ_between_kinds() -> None:
     first = KINDS["color"].cases(4)
     assert first == KINDS["color"].cases(8)[:4]
     assert not {edit.scene for edit in first} & {edit.scene for edit in KINDS["shape"].cases(4)}
-    assert not {edit.scene for edit in first} & {edit.scene for edit in KINDS["color"].cases(4, TUNED_ON)}
-    assert HELD_OUT != TUNED_ON
+    judged, tuned = (
+        {edit.scene for kind in KINDS.values() for edit in kind.cases(30, at)} for at in (HELD_OUT, TUNED_ON)
+    )
+    assert len(judged) == len(tuned) == 240 and not judged & tuned
 
 
 def test_object_words_are_those_of_both_prompts() -> None:

@@ -14,8 +14,21 @@ import pytest
 from bench import quality
 from bench.cases import KINDS
 from bench.graphs import CONTROLS, EDITS, METHODS, Settings
-from bench.jobs import Job, Uploads, graph_of, make
-from bench.summary import bootstrap, find, gain, key, prepare_seconds, read_lines, rows_of, spread, suited, table
+from bench.jobs import Job, Made, Uploads, graph_of, make
+from bench.summary import (
+    bootstrap,
+    common,
+    find,
+    gain,
+    interval,
+    key,
+    prepare_seconds,
+    read_lines,
+    rows_of,
+    spread,
+    suited,
+    table,
+)
 
 
 def line(case: str, method: str = "direct", control: str = "none", cfg: float = 7.5, **found: Any) -> dict[str, Any]:
@@ -82,6 +95,22 @@ def test_bootstrap_is_seeded_holds_the_mean_and_narrows() -> None:
     assert few[1] - few[0] > 2.5 * (high - low)
 
 
+def test_shares_that_all_agree_are_not_certain() -> None:
+    low, high = interval([True] * 30)
+    assert high == 1.0 and low == pytest.approx(1 / (1 + 1.96**2 / 30), abs=1e-3)
+    assert interval([1.0, 2.0, 3.0]) == bootstrap([1.0, 2.0, 3.0])
+
+
+def test_cases_without_limits_are_left_out() -> None:
+    assert find(rows_of([*LINES, line("color-007")]), "direct", "none", "color")["n"] == 2
+
+
+def test_common_rows_are_of_the_same_cases() -> None:
+    lines = [*LINES, line("color-000", "negative_prompt"), line("color-001", "negative_prompt", cfg=2.0)]
+    rows = common(lines, 7.5)
+    assert find(rows, "direct", "none", "all")["n"] == find(rows, "negative_prompt", "none", "all")["n"] == 1
+
+
 def test_gains_are_paired() -> None:
     lines = [
         line(f"color-{i:03d}", method, truth_psnr=base + i)
@@ -113,7 +142,7 @@ def test_tables_show_means_and_intervals() -> None:
     rows = rows_of(LINES)
     text = table(rows, "color").splitlines()
     assert text[0].startswith("| method | control | n |") and len(text) == 3
-    assert "| direct | none | 2 | 50 ±50 % | 30.0 ±0.0 | 25.0 ±1.0 | 0.900 | 80 | 3.0 |" == text[2]
+    assert "| direct | none | 2 | 50 ±41 % | 30.0 ±0.0 | 25.0 ±1.0 | 0.900 | 80 | 3.0 |" == text[2]
     assert spread(rows[0], "truth_ssim", "{:.2f}") == "0.90 ±0.00"
 
 
@@ -165,7 +194,7 @@ def test_little_guidance_is_tried_on_some_and_with_direct_on_all_rigid_kinds() -
 
 
 def test_the_whole_plan_has_240_pairs_of_eight_kinds() -> None:
-    cases = quality.plan(chosen(per_kind=30, others=30))
+    cases = quality.plan(quality.options([]))
     edits = {job.edit for case in cases for job in case[:1]}
     assert len(cases) == len(edits) == 240
 
@@ -182,7 +211,7 @@ def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.C
     assert Job("color", 0, "autoencoder").without({key("color-000", "autoencoder", "round trip", {})}) is None
     made = line("color-000", "direct", "none") | {"settings": dataclasses.asdict(settings)}
     (tmp_path / "cases.jsonl").write_text(json.dumps(made) + "\n")
-    assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == {}
+    assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
     assert "0 jobs of 1" in capsys.readouterr().out
 
 
