@@ -165,11 +165,11 @@ def section_run() -> str:
     reference = find(rows, "null_text_reference", "p2p_blend", "all")
     per, steps, servers = count["n"] // len(KINDS), count["steps"], about.get("servers", "not noted")
     return (
-        f"{count['n']} pairs, {per} of each of {len(KINDS)} kinds, for `direct` under all controls and plain DDIM under "
-        f"two; {few['n']} for the other methods, {reference['n']} for the reference's null-text; cfg {PAPERS_CFG:g}, "
-        f"{steps} steps. `python -m bench.quality {about['options']}`; servers side by side: {servers}, threads "
-        f"{about['threads']}; ComfyUI {about['comfyui_version']}, torch {about['pytorch_version']}, {about['device']}. "
-        "A run that was stopped and went on: seconds are of its parts."
+        f"{count['n']} pairs, {per} of each of {len(KINDS)} kinds, for `direct` under all controls and plain DDIM "
+        f"under two; {few['n']} for the other methods, {reference['n']} for the reference's null-text; cfg "
+        f"{PAPERS_CFG:g}, {steps} steps. `python -m bench.quality {about['options']}`; servers: {servers}, "
+        f"threads {about['threads']}; ComfyUI {about['comfyui_version']}, torch {about['pytorch_version']}, "
+        f"{about['device']}. A run that was stopped and went on: seconds are of its parts."
     )
 
 
