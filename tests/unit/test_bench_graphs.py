@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from bench.cases import KINDS
-from bench.graphs import CONTROLS, METHODS, Case, Settings, edit_graph, prepare_rows, proximal, rows_per_step
+from bench.graphs import (
+    CONTROLS,
+    METHODS,
+    Case,
+    Settings,
+    edit_graph,
+    prepare_rows,
+    proximal,
+    rows_per_step,
+    sampler_of,
+)
 from bench.jobs import limits_graph
 from bench.pack import part
 from bench.sweeps import SWEEPS, jobs, settings_of
@@ -107,6 +117,14 @@ def test_pasting_takes_the_picture_outside_of_the_mask() -> None:
     assert pasted["destination"] == ["image", 0] and pasted["mask"] == ["p2p_blend_paste.edit", 3]
     assert pasted["source"] == ["p2p_blend_paste.decode", 0]
     assert graph["p2p_blend_paste"]["inputs"]["images"] == ["p2p_blend_paste.paste", 0]
+
+
+def test_pasting_does_not_run_the_edit_again() -> None:
+    graph = edit_graph(CASE, "direct", {"p2p": SETTINGS, "p2p_blend": SETTINGS, "p2p_blend_paste": SETTINGS})
+    assert sampler_of(graph, "p2p_blend_paste") == sampler_of(graph, "p2p_blend") == "p2p_blend.edit"
+    assert sampler_of(graph, "p2p") == "p2p.edit"
+    assert graph["p2p_blend_paste.paste"]["inputs"]["mask"] == ["p2p_blend.edit", 3]
+    assert graph["p2p_blend"]["inputs"]["images"] != graph["p2p_blend_paste"]["inputs"]["images"]
 
 
 def test_unlike_settings_of_one_inversion_are_refused() -> None:
