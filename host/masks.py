@@ -20,14 +20,17 @@ PIXELS = 8
 
 
 def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
-    """MASK [rows, H, W] that local blends have last used for these samples; ones for rows without a blend."""
+    """MASK [rows, H, W] that local blends have last used for these samples; ones for rows without a blend.
+
+    Its edges are a latent's cell wide, so that what is pasted by it shows no steps (docs/BENCHMARKS.md).
+    """
     size = (samples.shape[-2] * PIXELS, samples.shape[-1] * PIXELS)
     masks = torch.ones(len(samples), *size)
     for blend in _all(model, LocalBlend):
         for index, sample in enumerate(samples):
             mask = blend.results.get(sample)
             if mask is not None:
-                masks[index] *= resize(mask.float(), size)
+                masks[index] *= resize(mask.float(), size, "bilinear")
     return masks
 
 

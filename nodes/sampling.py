@@ -31,7 +31,8 @@ class PivotEditSampler(io.ComfyNode):
                 io.String.Output(display_name="report"),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="Where Local Blend let the edit show in its last step; all white without it.",
+                    tooltip="Where Local Blend let the edit show in its last step, with soft edges to paste by; all "
+                    "white without it.",
                 ),
             ],
         )
