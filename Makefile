@@ -5,7 +5,7 @@
 #                 SIZE=512 PORT=8188 are optional
 #   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
 #   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
-#   make test     everything, on the oldest and the newest supported ComfyUI
+#   make test     everything, on the oldest and the newest supported ComfyUI, side by side
 #   make bench        quality and speed
 #   make bench-quality    does it edit, does it keep the rest: out/bench/quality.json (3 hours on two cores; goes on
 #                     where it was stopped; QUALITY="--per-kind 2" for a part)
@@ -22,6 +22,7 @@ VENV := .venv/bin/python
 SETUP := @$(PYTHON) bench/install.py
 BENCH := @"$$($(PYTHON) bench/install.py python)"
 PACKAGES := core attention inversion guidance
+HOSTS := 0.16.3 0.30.0
 TESTS := OMP_NUM_THREADS=1 $(VENV) -m pytest
 
 IMAGE ?=
@@ -90,5 +91,7 @@ setup-test:
 	$(SETUP) test
 
 test: setup-test check
-	COMFYUI_PATH=.hosts/0.16.3 $(TESTS) tests/host
-	COMFYUI_PATH=.hosts/0.30.0 $(TESTS) tests/host
+	@$(MAKE) --no-print-directory -j2 $(HOSTS:%=test-%)
+
+test-%:
+	COMFYUI_PATH=.hosts/$* $(TESTS) tests/host -o cache_dir=.pytest_cache/$*

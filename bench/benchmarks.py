@@ -7,6 +7,7 @@ Numbers are never typed in by hand; `tests/contract/test_readme.py` compares.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from bench.cases import KINDS, RIGID_KINDS
+from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE
 from bench.graphs import EDITS
 from bench.quality import GENTLE_CFG, LINES, MADE, OUT, PASTED
 from bench.readme import FIGURES, ROOT, edits, fill, speed
 from bench.sheets import contact_sheet, gallery, plot_costs
-from bench.summary import LIMITS, Line, Row, common, find, gain, read_lines, spread, table
+from bench.summary import LIMITS, TUNED, Cfg, Line, Row, common, find, gain, read_lines, spread, table
 from bench.sweeps import SWEEPS
 
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
@@ -29,8 +30,8 @@ PAPERS_CFG, QUALITY = 7.5, 88
 PLAIN = ("ddim", "none", PAPERS_CFG)
 CORRECTIONS = ("direct", "null_text_fast", "null_text_reference", "negative_prompt", "fixed_point")
 SHEETS = {
-    "rigid": ("direct", "p2p_blend", RIGID_KINDS),
-    "position": ("direct", "masactrl", ("position",)),
+    "rigid": (("direct", PASTED, TUNED), RIGID_KINDS),
+    "position": (("direct", "masactrl", PAPERS_CFG), ("position",)),
 }
 
 
@@ -51,53 +52,49 @@ def best_rigid(rows: Sequence[Row]) -> Row:
 
 
 def targets(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
-    """The figures that were asked for, of the best rigid method and kind by kind, and the same with less guidance."""
-    best = best_rigid(rows)
-    moved = find(rows, "direct", "masactrl", "position")
+    """The figures that were asked for, of the best rigid method and of position edits."""
+    best, moved = rigid(best_rigid(rows), "rigid", rows, lines), find(rows, "direct", "masactrl", "position")
+    name = f"{best['method']}, {best['control']}, {_cfg(best['cfg'])}, colour, pattern and background"
     kept = {"gain": moved["object_kept"], "n": moved["n"]}
-    found = [*_rigid(best, "rigid", rows, lines, (READ, KEPT, CLOSER))]
-    found.append(_target(f"{_name(moved)}, position: object kept and moved", kept, MOVED, share=True))
-    found += [each for kind in RIGID_KINDS for each in _rigid(best, kind, rows, lines)]
-    for control, cfg in (("p2p_blend", best["cfg"]), (PASTED, GENTLE_CFG), ("p2p_blend", GENTLE_CFG)):
-        other = find(rows, best["method"], control, "rigid", cfg)
-        found += [each for kind in ("rigid", *RIGID_KINDS) for each in _rigid(other, kind, rows, lines)]
-    limits = [(kind, find(rows, "autoencoder", "true edit in a mask", kind, None)) for kind in ("rigid", *RIGID_KINDS)]
-    return found + [
-        _target(f"true latents in a mask, {kind}: kept part below the ceiling, dB", _below(one)) for kind, one in limits
+    return [
+        _target(f"{name}: read as the target", best["read"], READ, share=True),
+        _target(f"{name}: kept part below the ceiling, dB", best["below"], KEPT, below=True),
+        _target(f"{name}: to the true edit above plain sampling, dB", best["closer"], CLOSER),
+        _target(f"direct, masactrl, cfg {PAPERS_CFG:g}, position: object kept and moved", kept, MOVED, share=True),
     ]
 
 
-def _rigid(
-    best: Row, kind: str, rows: Sequence[Row], lines: Sequence[Line], asked: Sequence[float | None] = (None, None, None)
-) -> list[Row]:
+def all_rigid(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
+    """The same figures of Local Blend, pasted and not, under the papers' cfg, a low one and the tuned settings, kind by
+    kind."""
+    ways = itertools.product((PASTED, "p2p_blend"), (TUNED, PAPERS_CFG, GENTLE_CFG))
+    found = [find(rows, "direct", control, "rigid", cfg) for control, cfg in ways]
+    return [rigid(one, kind, rows, lines) for one in found for kind in ("rigid", *RIGID_KINDS)]
+
+
+def rigid(best: Row, kind: str, rows: Sequence[Row], lines: Sequence[Line]) -> Row:
+    """Of a way to edit, for a kind: how often it is read as the target, how far the kept part lies below the ceiling,
+    and how much nearer to the true edit it is than plain sampling, at the papers' cfg and (of direct inversion, whose
+    edits without control are the same) at its own."""
     key = (best["method"], best["control"], best["cfg"])
     row, kinds = find(rows, *key[:2], kind, key[2]), RIGID_KINDS if kind == "rigid" else [kind]
-    name = f"{_name(best)}, {kind}"
-    return [
-        _target(f"{name}: read as the target", _share(row, "edit_success"), asked[0], share=True),
-        _target(f"{name}: kept part below the ceiling, dB", _below(row), asked[1], below=True),
-        _target(
-            f"{name}: to the true edit above plain sampling, dB", gain(lines, key, PLAIN, "truth_psnr", kinds), asked[2]
-        ),
-    ]
+    below = row["ceiling_psnr"] - row["background_psnr"]
+    return {
+        **{name: row[name] for name in ("method", "control", "cfg", "kind", "n")},
+        "read": {"gain": row["edit_success"], "interval": row["intervals"]["edit_success"], "n": row["n"]},
+        "below": {"gain": round(below, 3), "n": row["n"]},
+        "closer": gain(lines, key, PLAIN, "truth_psnr", kinds),
+        "closer_than_at_same_cfg": gain(lines, key, ("direct", "none", best["cfg"]), "truth_psnr", kinds),
+    }
 
 
-def _name(row: Row) -> str:
-    return f"{row['method']}, {row['control']}, cfg {row['cfg']:g}"
+def _cfg(cfg: Cfg) -> str:
+    return f"cfg {cfg:g}" if isinstance(cfg, float) else "settings of each kind"
 
 
-def _share(row: Row, name: str) -> Row:
-    return {"gain": row[name], "interval": row["intervals"][name], "n": row["n"]}
-
-
-def _below(row: Row) -> Row:
-    """How far the kept part lies below the autoencoder's own round trip."""
-    return {"gain": row["ceiling_psnr"] - row["background_psnr"], "n": row["n"]}
-
-
-def _target(name: str, found: Row, target: float | None = None, share: bool = False, below: bool = False) -> Row:
+def _target(name: str, found: Row, target: float, share: bool = False, below: bool = False) -> Row:
     value = found["gain"]
-    met = None if target is None else bool(value <= target if below else value >= target)
+    met = bool(value <= target if below else value >= target)
     row = {"figure": name, "value": round(value, 3), "interval": found.get("interval"), "n": found["n"]}
     return row | {"target": target, "met": met, "share": share}
 
@@ -131,11 +128,12 @@ def take() -> None:
     same = [row for cfg in (PAPERS_CFG, GENTLE_CFG) for row in common(lines, cfg) if row["kind"] in ("rigid", "all")]
     _write("common.json", [row for row in same if row["cfg"] is not None])
     _write("targets.json", targets(rows, lines))
+    _write("rigid.json", all_rigid(rows, lines))
     _write("against_plain.json", against_plain(lines))
     for name in ("quality_about.json", "sweeps.json"):
         shutil.copy(OUT.with_name(name), FIGURES / name)
-    for name, (method, control, kinds) in SHEETS.items():
-        sheet = contact_sheet(lines, (method, control, PAPERS_CFG), PLAIN, kinds)
+    for name, (mine, kinds) in SHEETS.items():
+        sheet = contact_sheet(lines, mine, PLAIN, kinds)
         sheet.save(IMAGES / f"cases_{name}.jpg", quality=QUALITY)
     for sweep in SWEEPS:
         with Image.open(OUT.with_name(f"sweep_{sweep.name}.png")) as sheet:
@@ -179,13 +177,32 @@ def section_targets() -> str:
     for row in _figures("targets.json"):
         value, aim = (_value(row[name], row["share"]) for name in ("value", "target"))
         interval = " to ".join(_value(bound, row["share"]) for bound in row["interval"] or ())
-        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        met = "yes" if row["met"] else "**no**"
         lines.append(f"| {row['figure']} | {value} | {interval} | {aim} | {met} | {row['n']} |")
     return "\n".join(lines)
 
 
-def _value(value: float | None, share: bool) -> str:
-    return "" if value is None else f"{100 * value:.0f} %" if share else f"{value:.1f}"
+def _value(value: float, share: bool) -> str:
+    return f"{100 * value:.0f} %" if share else f"{value:.1f}"
+
+
+def section_rigid() -> str:
+    """Rigid edits, kind by kind, under several settings."""
+    heads = ("control", "cfg", "kind", "n", "read as the target", "kept part below the ceiling")
+    lines = [f"| {' | '.join((*heads, 'above plain sampling at 7.5', 'at its own cfg'))} |", f"|{'---|' * 8}"]
+    for row in _figures("rigid.json"):
+        cfg = row["cfg"] if row["cfg"] == TUNED else f"{row['cfg']:g}"
+        cells = [row["control"], cfg, row["kind"], str(row["n"]), _within(row["read"], 100.0, "{:.0f}") + " %"]
+        cells += [
+            f"{row['below']['gain']:.1f}",
+            *(_within(row[name]) for name in ("closer", "closer_than_at_same_cfg")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _within(found: Row, factor: float = 1.0, form: str = "{:.1f}") -> str:
+    return f"{form.format(factor * found['gain'])} ({' to '.join(form.format(factor * b) for b in found['interval'])})"
 
 
 def section_plain() -> str:
@@ -251,13 +268,27 @@ def section_kinds() -> str:
     return "\n".join(lines)
 
 
+SETTINGS = ("mode", "cross_end", "self_end", "self_limit", "threshold", "subtract_threshold", "pool", "masactrl_start")
+
+
 def section_settings() -> str:
     """What the kinds' nodes were set to."""
-    names = ("mode", "cross_end", "self_end", "self_limit", "threshold", "subtract_threshold", "pool", "masactrl_start")
-    lines = [f"| kind | {' | '.join(names)} | Local Blend |", f"|{'---|' * (len(names) + 2)}"]
+    lines = [f"| kind | {' | '.join(SETTINGS)} | Local Blend |", f"|{'---|' * (len(SETTINGS) + 2)}"]
     for kind in KINDS.values():
-        cells = " | ".join(str(getattr(kind.settings, name)) for name in names)
+        cells = " | ".join(str(getattr(kind.settings, name)) for name in SETTINGS)
         lines.append(f"| {kind.name} | {cells} | {'at the object' if kind.at_object else 'everywhere but there'} |")
+    return "\n".join(lines)
+
+
+def section_tuned() -> str:
+    """What tuning found, and what it gave on the scenes it was done on."""
+    names = ("cfg", *(name for name in SETTINGS[:-1] if name != "pool"), "blend_start")
+    lines = [f"| kind | {' | '.join(names)} | tried | n | read | to the true edit |", f"|{'---|' * (len(names) + 5)}"]
+    for kind, found in json.loads(TUNED_FILE.read_text()).items():
+        best = found["best"]
+        cells = [str(best["settings"][name]) for name in names]
+        cells += [str(len(found["tried"])), str(best["n"]), f"{100 * best['edit_success']:.0f} %"]
+        lines.append(f"| {kind} | {' | '.join(cells)} | {best['truth_psnr']:.1f} |")
     return "\n".join(lines)
 
 
@@ -282,6 +313,7 @@ def section_sweeps() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "run": section_run,
     "targets": section_targets,
+    "rigid": section_rigid,
     "plain": section_plain,
     "suited": edits,
     "all": section_all,
@@ -289,6 +321,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "limits": section_limits,
     "kinds": section_kinds,
     "settings": section_settings,
+    "tuned": section_tuned,
     "sweeps": section_sweeps,
     "speed": speed,
 }

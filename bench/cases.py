@@ -1,20 +1,25 @@
 """Eight kinds of edits on held-out scenes of the toy world, and the settings that suit each.
 
 A case is a scene, its prompts and the scene drawn again with the edit made: the true edited picture. Settings were
-chosen on scenes of their own (`TUNED_ON`), never on those that are judged.
+chosen on scenes of their own (`TUNED_ON`), never on those that are judged: by hand at the papers' cfg, where methods
+are compared, and by `python -m bench.tuning`, which comes nearest to the true edits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import pathlib
 import random
 from collections.abc import Callable
+from typing import Any
 
 from bench.graphs import Settings
 from toy.scenes import WORDS, Scene
 
 HELD_OUT, TUNED_ON = 40_000_000, 30_000_000
+TUNED_FILE = pathlib.Path(__file__).with_name("tuned.json")
 OBJECT = ("pattern", "color", "shape")
 
 
@@ -86,10 +91,21 @@ class Kind:
     settings: Settings
     at_object: bool = True
 
+    @property
+    def tuned(self) -> Settings | None:
+        """What bench/tuning.py found for this kind, if it was asked."""
+        found = _tuned().get(self.name)
+        return Settings(**found["best"]["settings"]) if found else None
+
     def cases(self, count: int, first: int = HELD_OUT) -> list[Edit]:
         """The first held-out cases of this kind."""
         seeds = [first + 1000 * list(KINDS).index(self.name) + i for i in range(count)]
         return [self.draw(Scene.sample(seed), random.Random(seed)) for seed in seeds]
+
+
+@functools.cache
+def _tuned() -> Any:
+    return json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
 
 
 _BASE = Settings(cfg=7.5, steps=20, threshold=0.3, subtract_threshold=0.5, pool=False, masactrl_start=0.2)

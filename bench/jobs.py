@@ -23,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from bench import install
-from bench.cases import KINDS, Edit
+from bench.cases import HELD_OUT, KINDS, Edit
 from bench.client import Client, Graph, JobFailed, Result, ServerError
 from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step, sampler_of
 from bench.judge import judge, kept, psnr, to_array, to_image
+from bench.pack import digest
 from bench.server import Server, ServerFailed, has_accelerator, stop_on_signals
 from bench.summary import LIMITS, key, read_lines
 
@@ -35,12 +36,14 @@ CELL = 8  # pixels of a latent's side
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A held-out case under one method and some controls; method `autoencoder` makes the limits."""
+    """A case under one method and some controls; method `autoencoder` makes the limits. first: where its scenes come
+    from, by default those that are held out."""
 
     kind: str
     index: int
     method: str
     controls: tuple[tuple[str, Settings], ...] = ()
+    first: int = HELD_OUT
 
     @property
     def case(self) -> str:
@@ -50,7 +53,7 @@ class Job:
     @property
     def edit(self) -> Edit:
         """What is edited into what."""
-        return KINDS[self.kind].cases(self.index + 1)[self.index]
+        return KINDS[self.kind].cases(self.index + 1, self.first)[self.index]
 
     def without(self, done: set[str]) -> Job | None:
         """The job's part that is not done, if any."""
@@ -205,7 +208,7 @@ def lines_of(job: Job, graph: Graph, result: Result, folder: pathlib.Path) -> It
     for name, output in saved.items():
         picture, own = result.images[output][0], settings.get(name)
         line = {"case": job.case, "kind": job.kind, "method": job.method, "control": control_of(name)}
-        line["settings"] = dataclasses.asdict(own) if own else {}
+        line |= {"settings": dataclasses.asdict(own) if own else {}, "pack": digest()}
         line["picture"] = picture_name(line)
         keep(picture, folder / line["picture"])
         found = judge(job.edit, to_array(picture))
@@ -259,10 +262,14 @@ class Made:
 def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers: int = 0) -> Made:
     """Make what `folder/name` has no line of.
 
-    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries again.
+    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries again;
+    so is what another version of the pack has made, which counts as made.
     """
     path = folder / name
-    done = {key(line["case"], line["method"], line["control"], line["settings"]) for line in read_lines(path)}
+    there = read_lines(path)
+    done = {key(line["case"], line["method"], line["control"], line["settings"]) for line in there}
+    if old := sum(line.get("pack") != digest() for line in there):
+        print(f"{old} of {len(there)} pictures are from other versions of the pack; without {path} all are made anew")
     left = [found for case in jobs if (found := [job for each in case if (job := each.without(done))])]
     count = sum(map(len, left))
     print(f"{name}: {count} jobs of {sum(map(len, jobs))} to do", flush=True)

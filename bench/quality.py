@@ -39,12 +39,15 @@ PASTED = "p2p_blend_paste"
 RIGID_CFGS, RIGID = (GENTLE_CFG, 3.0), ("none", "p2p_blend", PASTED)
 CORE = {"direct": EDITS, "ddim": ("none", "p2p_blend")}
 """What is measured on all cases; everything else may be on fewer, for time."""
+AT_BEST = {"direct": RIGID}
+"""What is measured with each kind's tuned settings, too."""
 
 
 def plan(chosen: argparse.Namespace) -> list[list[Job]]:
     """Jobs by case, every kind in turn, with the kind's settings: CORE on all cases, every method and control on the
     first `others` of each kind, the reference's null-text on the first `reference`; at low cfgs direct inversion on all
-    of RIGID_KINDS, every method on the first `gentle`; of the first `back` the source as it comes back."""
+    of RIGID_KINDS, every method on the first `gentle`; of the first `back` the source as it comes back. Last, AT_BEST
+    with the settings that a kind was tuned to."""
     return [_jobs(kind, index, chosen) for index in range(chosen.per_kind) for kind in chosen.kinds]
 
 
@@ -61,7 +64,16 @@ def _jobs(kind: str, index: int, chosen: argparse.Namespace) -> list[Job]:
             settings = dataclasses.replace(own, cfg=cfg)
             if names and (method != "null_text_reference" or index < chosen.reference):
                 jobs.append(Job(kind, index, method, tuple((name, settings) for name in names)))
+        jobs += _at_best(kind, index, method, chosen)
     return jobs
+
+
+def _at_best(kind: str, index: int, method: str, chosen: argparse.Namespace) -> list[Job]:
+    tuned = KINDS[kind].tuned
+    names = [name for name in AT_BEST.get(method, ()) if name in chosen.controls]
+    if tuned is None or not names or chosen.steps not in (0, tuned.steps):
+        return []
+    return [Job(kind, index, method, tuple((name, tuned) for name in names))]
 
 
 def _names(kind: str, index: int, method: str, own: bool, cfg: float, chosen: argparse.Namespace) -> list[str]:

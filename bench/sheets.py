@@ -12,7 +12,7 @@ from bench.cases import KINDS, Edit
 from bench.graphs import EDITS, METHODS
 from bench.judge import to_image
 from bench.quality import MADE
-from bench.summary import Line, Row, find, suited
+from bench.summary import Cfg, Line, Row, cfgs_of, find, suited
 
 SIDE, GAP, TEXT = 96, 6, 16
 INK, FAINT, WRONG = "#1f2328", "#6e7781", "#cf222e"
@@ -37,12 +37,10 @@ class Sheet:
             self.page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x + place * SIDE, y + TEXT))
 
 
-def at(lines: Sequence[Line], method: str, control: str, cfg: float) -> dict[str, Line]:
+def at(lines: Sequence[Line], method: str, control: str, cfg: Cfg) -> dict[str, Line]:
     """The lines of a method, a control and a cfg, by case."""
-    wanted = (method, control, cfg)
-    return {
-        line["case"]: line for line in lines if (line["method"], line["control"], line["settings"].get("cfg")) == wanted
-    }
+    chosen = (line for line in lines if (line["method"], line["control"]) == (method, control))
+    return {line["case"]: line for line in chosen if cfg in cfgs_of(line)}
 
 
 def edit_of(line: Line) -> Edit:
@@ -60,8 +58,8 @@ def _color(line: Line) -> str:
 
 def contact_sheet(
     lines: Sequence[Line],
-    mine: tuple[str, str, float],
-    plain: tuple[str, str, float],
+    mine: tuple[str, str, Cfg],
+    plain: tuple[str, str, Cfg],
     kinds: Sequence[str],
     each: int = 4,
 ) -> Image.Image:

@@ -1,11 +1,14 @@
 """From judged pictures to figures: means, bootstrap intervals, paired gains, tables.
 
 A line is what bench/quality.py writes of one picture; a row sums up the lines of a method, a control, a cfg and a kind.
+In place of a cfg stands `tuned` where each kind has the settings that bring it nearest to the true edit.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +22,8 @@ from bench.graphs import CONTROLS, EDITS, METHODS
 
 Line = Mapping[str, Any]
 Row = dict[str, Any]
+Cfg = float | str | None
+TUNED = "tuned"
 LIMITS = {"round trip": "ceiling", "true edit": "true", "true edit in a mask": "masked"}
 """What no edit can pass, all of method `autoencoder`, and the nodes that save it."""
 MEASURED = ("edit_success", "background_psnr", "background_psnr_zeroed", "truth_psnr", "truth_ssim", "source_psnr")
@@ -42,27 +47,42 @@ def key(case: str, method: str, control: str, settings: Mapping[str, Any]) -> st
     return json.dumps([case, method, control, settings])
 
 
+def cfgs_of(line: Line) -> tuple[Cfg, ...]:
+    """The cfgs that a line counts under: its own if all else is as its kind has it, or is not tuned; `tuned`."""
+    settings, kind = line["settings"], KINDS[line["kind"]]
+    if kind.tuned is None or settings != dataclasses.asdict(kind.tuned):
+        return (settings.get("cfg"),)
+    ordinary = settings == dataclasses.asdict(dataclasses.replace(kind.settings, cfg=kind.tuned.cfg))
+    return (kind.tuned.cfg, TUNED) if ordinary else (TUNED,)
+
+
 def rows_of(lines: Sequence[Line]) -> list[Row]:
     """The rows of quality.json: of every kind, of the rigid ones together, of all; of cases whose limits are known."""
     ceilings = {line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"}
     lines = [line for line in lines if line["case"] in ceilings]
     groups = collections.defaultdict(list)
     for line in lines:
-        cfg = line["settings"].get("cfg")
-        for kind in (line["kind"], "all", *(["rigid"] if line["kind"] in RIGID_KINDS else [])):
+        kinds = (line["kind"], "all", *(["rigid"] if line["kind"] in RIGID_KINDS else []))
+        for cfg, kind in itertools.product(cfgs_of(line), kinds):
             groups[cfg, line["method"], line["control"], kind].append(line)
     costs = {method: prepare_seconds(method, lines) for method in {line["method"] for line in lines} & set(METHODS)}
     return [_row(*group, groups[group], ceilings, costs) for group in sorted(groups, key=_order)]
 
 
-def _order(group: tuple[float | None, str, str, str]) -> tuple[Any, ...]:
+def _order(group: tuple[Cfg, str, str, str]) -> tuple[Any, ...]:
     cfg, method, control, kind = group
     methods, controls = [*METHODS, "autoencoder"], [*CONTROLS, *LIMITS]
-    return -(cfg or 0.0), methods.index(method), controls.index(control), [*KINDS, "rigid", "all"].index(kind)
+    return (
+        cfg == TUNED,
+        -cfg if isinstance(cfg, float) else 0.0,
+        methods.index(method),
+        controls.index(control),
+        [*KINDS, "rigid", "all"].index(kind),
+    )
 
 
 def _row(
-    cfg: float | None,
+    cfg: Cfg,
     method: str,
     control: str,
     kind: str,
@@ -111,8 +131,9 @@ def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
 
 def common(lines: Sequence[Line], cfg: float, by: str = "negative_prompt") -> list[Row]:
     """Rows of the cases that a method of few has at a cfg, so that all methods are compared on the same ones."""
-    cases = {line["case"] for line in lines if (line["method"], line["settings"].get("cfg")) == (by, cfg)}
-    return rows_of([line for line in lines if line["case"] in cases and line["settings"].get("cfg") in (cfg, None)])
+    cases = {line["case"] for line in lines if line["method"] == by and cfg in cfgs_of(line)}
+    rows = rows_of([line for line in lines if line["case"] in cases])
+    return [row for row in rows if row["cfg"] in (cfg, None)]
 
 
 def bootstrap(values: Sequence[float]) -> list[float]:
@@ -126,9 +147,10 @@ def gain(lines: Sequence[Line], one: tuple[Any, ...], other: tuple[Any, ...], na
     that both have: its mean, 95 % interval and n."""
     found: dict[tuple[Any, ...], dict[str, float]] = {one: {}, other: {}}
     for line in lines:
-        group = (line["method"], line["control"], line["settings"].get("cfg"))
-        if group in found and line["kind"] in kinds:
-            found[group][line["case"]] = float(line[name])
+        for cfg in cfgs_of(line) if line["kind"] in kinds else ():
+            group = (line["method"], line["control"], cfg)
+            if group in found:
+                found[group][line["case"]] = float(line[name])
     both = sorted(found[one].keys() & found[other].keys())
     differences = [found[one][case] - found[other][case] for case in both]
     if not differences:
@@ -141,7 +163,7 @@ def gain(lines: Sequence[Line], one: tuple[Any, ...], other: tuple[Any, ...], na
 HEAD = ("method", "control", "n", "read as the target", "kept part", "to the true edit", "SSIM", "rows", "seconds")
 
 
-def table(rows: Sequence[Row], kind: str = "all", cfg: float | None = 7.5) -> str:
+def table(rows: Sequence[Row], kind: str = "all", cfg: Cfg = 7.5) -> str:
     """The rows of one kind at one cfg as a Markdown table; half the width of the 95 % interval behind a mean."""
     chosen = [row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] in EDITS]
     return "\n".join([_cells(HEAD), _cells(["---"] * len(HEAD)), *map(_table_row, chosen)])
@@ -167,7 +189,7 @@ def spread(row: Row, name: str, form: str, factor: float = 1.0) -> str:
     return f"{form.format(factor * row[name])} ±{form.format(factor * (high - low) / 2)}"
 
 
-def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: float | None = 7.5) -> Row:
+def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: Cfg = 7.5) -> Row:
     """One row; KeyError if there is none."""
     wanted = (method, control, kind, cfg)
     for row in rows:

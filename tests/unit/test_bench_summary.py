@@ -15,6 +15,7 @@ from bench import quality
 from bench.cases import KINDS
 from bench.graphs import CONTROLS, EDITS, METHODS, Settings
 from bench.jobs import Job, Made, Uploads, graph_of, make
+from bench.pack import PARTS, ROOT, digest
 from bench.summary import (
     bootstrap,
     common,
@@ -212,7 +213,11 @@ def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.C
     made = line("color-000", "direct", "none") | {"settings": dataclasses.asdict(settings)}
     (tmp_path / "cases.jsonl").write_text(json.dumps(made) + "\n")
     assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
-    assert "0 jobs of 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 jobs of 1" in said and "1 of 1 pictures are from other versions of the pack" in said
+    (tmp_path / "cases.jsonl").write_text(json.dumps(made | {"pack": digest()}) + "\n")
+    assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
+    assert "other versions" not in capsys.readouterr().out
 
 
 def test_the_control_that_suits_is_the_nearest_of_those_that_edit() -> None:
@@ -242,3 +247,9 @@ def test_a_picture_is_uploaded_once() -> None:
         f"pivot_color-{case}.png" for case in ("000", "000_true", "000_mask", "001", "001_true", "001_mask")
     ]
     assert graphs[0]["image"] == graphs[1]["image"]
+
+
+def test_the_packs_mark_is_of_all_its_packages() -> None:
+    assert len(digest()) == 8 and digest() == digest()
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "tests"}
+    assert packages == set(PARTS)

@@ -1,0 +1,115 @@
+"""The settings that bring each kind of edit nearest to the true one: `python -m bench.tuning`, `bench/tuned.json`.
+
+On scenes that are never judged (bench/cases.TUNED_ON), one setting after the other: of its values, the one nearest to
+the true edits among those that are read as the target in 95 % (or, if none is, as often as the best). Lines are kept in
+`out/bench/tuning/`, so that a run that was stopped goes on; every value that was tried is in `tuned.json`, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench import install
+from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE, TUNED_ON, Kind
+from bench.graphs import Settings
+from bench.jobs import Job, command, make
+from bench.summary import Line, read_lines
+
+MADE, LINES = install.ROOT / "out" / "bench" / "tuning", "cases.jsonl"
+METHOD, CONTROL, READ = "direct", "p2p_blend_paste", 0.95
+CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
+    "cfg": tuple({"cfg": cfg} for cfg in (1.5, 2.0, 3.0, 5.0, 7.5)),
+    "threshold": (
+        *({"threshold": share, "pool": False} for share in (0.1, 0.2, 0.3, 0.4, 0.5)),
+        *({"threshold": share, "pool": True} for share in (0.3, 0.5, 0.7)),
+    ),
+    "subtract_threshold": tuple({"subtract_threshold": share} for share in (0.2, 0.3, 0.4, 0.5, 0.6)),
+    "cross_end": tuple({"cross_end": end} for end in (0.0, 0.2, 0.4, 0.8)),
+    "self_end": tuple({"self_end": end} for end in (0.0, 0.2, 0.4, 1.0)),
+    "self_limit": tuple({"self_limit": limit} for limit in (0.25, 1.0)),
+    "blend_start": tuple({"blend_start": start} for start in (0.0, 0.2, 0.4)),
+}
+ORDER = (*CHANGES, "cfg")
+
+Trial = dict[str, Any]
+
+
+def trials(kind: Kind, field: str, start: Settings) -> list[Settings]:
+    """The settings with every change of a field; none of the threshold of words that Local Blend does not have."""
+    unused = "subtract_threshold" if kind.at_object else "threshold"
+    return [] if field == unused else [dataclasses.replace(start, **change) for change in CHANGES[field]]
+
+
+def jobs(tried: Mapping[str, Sequence[Settings]], count: int) -> list[list[Job]]:
+    """A job for every case, which tries all settings of its kind."""
+    named = {kind: tuple((f"{CONTROL}@{i}", one) for i, one in enumerate(tried[kind])) for kind in tried}
+    return [[Job(kind, index, METHOD, named[kind], TUNED_ON)] for index in range(count) for kind in tried]
+
+
+def judged(kind: str, settings: Settings, lines: Sequence[Line]) -> Trial:
+    """What some settings gave, and which these are."""
+    wanted = dataclasses.asdict(settings)
+    found = [line for line in lines if line["kind"] == kind and line["settings"] == wanted]
+    names = ("edit_success", "background_psnr", "truth_psnr")
+    means = {name: round(float(np.mean([line[name] for line in found])), 4) for name in names}
+    return {"n": len(found), **means, "settings": wanted}
+
+
+def best(tried: Sequence[Trial]) -> Trial:
+    """The nearest to the true edits of those that are read as the target often enough."""
+    often = min(READ, max(trial["edit_success"] for trial in tried))
+    return max(
+        (trial for trial in tried if trial["edit_success"] >= often), key=lambda trial: float(trial["truth_psnr"])
+    )
+
+
+def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str, list[Trial]]]:
+    """One field after the other, for all kinds at once: everything that was tried."""
+    found = {kind: KINDS[kind].settings for kind in kinds}
+    for field in ORDER:
+        tried = {kind: own for kind in kinds if (own := trials(KINDS[kind], field, found[kind]))}
+        if make(jobs(tried, count), MADE, LINES, servers).failed:
+            raise RuntimeError("jobs failed; run it again")
+        lines = read_lines(MADE / LINES)
+        results = {kind: [judged(kind, one, lines) for one in tried[kind]] for kind in tried}
+        for kind in tried:
+            found[kind] = Settings(**best(results[kind])["settings"])
+            print(field, kind, best(results[kind]), flush=True)
+        yield results
+
+
+def run() -> int:
+    """Tune, and write what was found into `bench/tuned.json`, where bench/cases.py reads it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tuning", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--kinds", nargs="+", default=list(RIGID_KINDS), choices=list(KINDS))
+    parser.add_argument("--cases", type=int, default=20, help="scenes of each kind")
+    parser.add_argument("--servers", type=int, default=0, help="ComfyUI servers side by side; 0: 2, or 1 on a GPU")
+    chosen = parser.parse_args()
+    steps = list(search(chosen.kinds, chosen.cases, chosen.servers))
+    written = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
+    for kind in chosen.kinds:
+        tried = {json.dumps(trial["settings"]): trial for step in steps for trial in step.get(kind, ())}
+        written[kind] = {"best": best(list(tried.values())), "tried": list(tried.values())}
+    TUNED_FILE.write_text(_text(written))
+    print(TUNED_FILE)
+    return 0
+
+
+def _text(written: Mapping[str, Any]) -> str:
+    """JSON with a line for every trial."""
+    kinds = []
+    for kind, found in written.items():
+        tried = ",\n".join(json.dumps(trial) for trial in found["tried"])
+        kinds.append(f'"{kind}": {{"best": {json.dumps(found["best"])},\n"tried": [\n{tried}\n]}}')
+    return "{" + ",\n".join(kinds) + "}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(command(run))
