@@ -89,7 +89,7 @@ def rigid(best: Row, kind: str, rows: Sequence[Row], lines: Sequence[Line]) -> R
 
 
 def _cfg(cfg: Cfg) -> str:
-    return f"cfg {cfg:g}" if isinstance(cfg, float) else "settings of each kind"
+    return f"cfg {cfg:g}" if isinstance(cfg, float) else "tuned to each kind"
 
 
 def _target(name: str, found: Row, target: float, share: bool = False, below: bool = False) -> Row:
@@ -138,7 +138,7 @@ def take() -> None:
     for sweep in SWEEPS:
         with Image.open(OUT.with_name(f"sweep_{sweep.name}.png")) as sheet:
             sheet.save(IMAGES / f"sweep_{sweep.name}.jpg", quality=QUALITY)
-    gallery(lines, rows, PAPERS_CFG).save(IMAGES / "edits.jpg", quality=QUALITY)
+    gallery(lines, rows).save(IMAGES / "edits.jpg", quality=QUALITY)
     plot_costs(same, IMAGES / "quality_cost.png")
 
 
@@ -282,7 +282,7 @@ def section_settings() -> str:
 
 def section_tuned() -> str:
     """What tuning found, and what it gave on the scenes it was done on."""
-    names = ("cfg", *(name for name in SETTINGS[:-1] if name != "pool"), "blend_start")
+    names = ("cfg", *SETTINGS[:-1], "blend_start")
     lines = [f"| kind | {' | '.join(names)} | tried | n | read | to the true edit |", f"|{'---|' * (len(names) + 5)}"]
     for kind, found in json.loads(TUNED_FILE.read_text()).items():
         best = found["best"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.cases import KINDS
 from bench.pack import NAME, part
-from bench.summary import find, suited
+from bench.summary import TUNED, find, suited
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 DOCUMENT = ROOT / "README.md"
@@ -116,19 +116,20 @@ def _runs(figures: list[dict[str, Any]]) -> list[str]:
 def edits() -> str:
     """The kinds of edits, each under the control that suits it, and without."""
     rows = _figures("quality.json")
-    head = "| kind | control | read as the target | kept part | ceiling | to the true edit |"
-    lines = [head, "|---|---|---|---|---|---|", *(_edits_row(rows, kind) for kind in KINDS)]
+    head = "| kind | control | cfg | read as the target | kept part | ceiling | to the true edit |"
+    lines = [head, "|---|---|---|---|---|---|---|", *(_edits_row(rows, kind) for kind in KINDS)]
     first = find(rows, "direct", "none", "color")
-    note = f"{first['n']} pictures of each kind, cfg {first['cfg']:g}, {first['steps']} steps, direct inversion; dB;"
-    note += " () plain sampling."
-    return "\n".join([*lines, "", note])
+    made = f"{first['n']} pictures of each kind, {first['steps']} steps, direct inversion; dB"
+    return "\n".join([*lines, "", f"{made}; () plain sampling at cfg {first['cfg']:g}."])
 
 
 def _edits_row(rows: list[Any], kind: str) -> str:
     row, plain = suited(rows, kind), find(rows, "ddim", "none", kind)
     success = f"{100 * row['edit_success']:.0f} % ({100 * plain['edit_success']:.0f} %)"
     decibels = [f"{row[name]:.1f} ({plain[name]:.1f})" for name in ("background_psnr", "truth_psnr")]
-    cells = (kind, f"`{row['control']}`", success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
+    tuned = KINDS[kind].tuned if row["cfg"] == TUNED else None
+    cfg = f"{tuned.cfg:g}, tuned" if tuned else f"{row['cfg']:g}"
+    cells = (kind, f"`{row['control']}`", cfg, success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
     return f"| {' | '.join(cells)} |"
 
 

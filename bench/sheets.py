@@ -79,11 +79,12 @@ def contact_sheet(
     return sheet.page
 
 
-def gallery(lines: Sequence[Line], rows: Sequence[Row], cfg: float, columns: int = 3) -> Image.Image:
+def gallery(lines: Sequence[Line], rows: Sequence[Row], columns: int = 3) -> Image.Image:
     """The first three cases of every kind under the control that suits it: source, edit, true edit."""
     sheet = Sheet(columns, len(KINDS), 3, ["source, edit, true edit"] * columns)
     for row, kind in enumerate(KINDS):
-        made = at(lines, "direct", suited(rows, kind)["control"], cfg)
+        best = suited(rows, kind)
+        made = at(lines, "direct", best["control"], best["cfg"])
         for column, edit in enumerate(KINDS[kind].cases(columns)):
             line = made[f"{kind}-{column:03d}"]
             pictures = (to_image(edit.scene.render()), _opened(line), to_image(edit.truth.render()))

@@ -198,8 +198,10 @@ def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: Cfg = 7
     raise KeyError(wanted)
 
 
-def suited(rows: Sequence[Row], kind: str, method: str = "direct", cfg: float = 7.5) -> Row:
-    """Of the controls whose edits are read as the target as often as the best's, less a tenth: nearest to the true."""
+def suited(rows: Sequence[Row], kind: str, method: str = "direct", cfg: Cfg = 7.5) -> Row:
+    """Of the controls, at a cfg or as the kind is tuned, whose edits are read as the target as often as the best's,
+    less a tenth: nearest to the true."""
     found = [find(rows, method, control, kind, cfg) for control in EDITS]
+    found += [row for row in rows if (row["method"], row["kind"], row["cfg"]) == (method, kind, TUNED)]
     often = max(row["edit_success"] for row in found) - 0.1
-    return max((row for row in found if row["edit_success"] >= often), key=lambda row: row["truth_psnr"])
+    return max((row for row in found if row["edit_success"] >= often), key=lambda row: float(row["truth_psnr"]))

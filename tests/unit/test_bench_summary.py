@@ -17,6 +17,7 @@ from bench.graphs import CONTROLS, EDITS, METHODS, Settings
 from bench.jobs import Job, Made, Uploads, graph_of, make
 from bench.pack import PARTS, ROOT, digest
 from bench.summary import (
+    TUNED,
     bootstrap,
     common,
     find,
@@ -227,6 +228,10 @@ def test_the_control_that_suits_is_the_nearest_of_those_that_edit() -> None:
         for name, (success, near) in {**found, "masactrl": (1.0, 19.0), "proxmasactrl": (1.0, 18.0)}.items()
     ]
     assert suited(rows, "color")["control"] == "p2p"
+    tuned = {"method": "direct", "control": "p2p_blend", "kind": "color", "cfg": TUNED, "edit_success": 0.95}
+    assert suited([*rows, tuned | {"truth_psnr": 27.0}], "color")["cfg"] == TUNED
+    assert suited([*rows, tuned | {"truth_psnr": 21.0}], "color")["control"] == "p2p"
+    assert suited([*rows, tuned | {"truth_psnr": 27.0, "kind": "shape"}], "color")["control"] == "p2p"
 
 
 def test_a_picture_is_uploaded_once() -> None:
