@@ -84,7 +84,7 @@ def rigid(best: Row, kind: str, rows: Sequence[Row], lines: Sequence[Line]) -> R
         "read": {"gain": row["edit_success"], "interval": row["intervals"]["edit_success"], "n": row["n"]},
         "below": {"gain": round(below, 3), "n": row["n"]},
         "closer": gain(lines, key, PLAIN, "truth_psnr", kinds),
-        "closer_than_at_same_cfg": gain(lines, key, ("direct", "none", best["cfg"]), "truth_psnr", kinds),
+        "closer_at_its_cfg": gain(lines, key, ("direct", "none", best["cfg"]), "truth_psnr", kinds),
     }
 
 
@@ -195,7 +195,7 @@ def section_rigid() -> str:
         cells = [row["control"], cfg, row["kind"], str(row["n"]), _within(row["read"], 100.0, "{:.0f}") + " %"]
         cells += [
             f"{row['below']['gain']:.1f}",
-            *(_within(row[name]) for name in ("closer", "closer_than_at_same_cfg")),
+            *(_within(row[name]) for name in ("closer", "closer_at_its_cfg")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
