@@ -167,8 +167,10 @@ def chosen(**others: Any) -> argparse.Namespace:
 
 
 def by_method(jobs: list[Job], cfg: float) -> dict[str, set[str]]:
+    """The controls of every method at a cfg, all else as the kind has it."""
+    own = dataclasses.replace(KINDS[jobs[0].kind].settings, cfg=cfg)
     return {
-        job.method: {name for name, _ in job.controls} for job in jobs if job.controls and job.controls[0][1].cfg == cfg
+        job.method: {name for name, _ in job.controls} for job in jobs if job.controls and job.controls[0][1] == own
     }
 
 
