@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from bench import install
-from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE, TUNED_ON, Kind
+from bench.cases import KINDS, TUNED_FILE, TUNED_ON, Kind
+from bench.client import ServerError
 from bench.graphs import Settings
 from bench.jobs import Job, command, make
 from bench.summary import Line, read_lines
 
 MADE, LINES = install.ROOT / "out" / "bench" / "tuning", "cases.jsonl"
 METHOD, CONTROL, READ = "direct", "p2p_blend_paste", 0.95
+SUITED = ("color", "pattern", "background", "shape", "add", "remove")
+"""The kinds that pasting suits: not another place, nor weights, which the case gives."""
 CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
     "cfg": tuple({"cfg": cfg} for cfg in (1.5, 2.0, 3.0, 5.0, 7.5)),
     "threshold": (
@@ -65,9 +68,7 @@ def judged(kind: str, settings: Settings, lines: Sequence[Line]) -> Trial:
 def best(tried: Sequence[Trial]) -> Trial:
     """The nearest to the true edits of those that are read as the target often enough."""
     often = min(READ, max(trial["edit_success"] for trial in tried))
-    return max(
-        (trial for trial in tried if trial["edit_success"] >= often), key=lambda trial: float(trial["truth_psnr"])
-    )
+    return max((one for one in tried if one["edit_success"] >= often), key=lambda one: float(one["truth_psnr"]))
 
 
 def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str, list[Trial]]]:
@@ -75,8 +76,8 @@ def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str,
     found = {kind: KINDS[kind].settings for kind in kinds}
     for field in ORDER:
         tried = {kind: own for kind in kinds if (own := trials(KINDS[kind], field, found[kind]))}
-        if make(jobs(tried, count), MADE, LINES, servers).failed:
-            raise RuntimeError("jobs failed; run it again")
+        if failed := make(jobs(tried, count), MADE, LINES, servers).failed:
+            raise ServerError(f"{failed} jobs failed")
         lines = read_lines(MADE / LINES)
         results = {kind: [judged(kind, one, lines) for one in tried[kind]] for kind in tried}
         for kind in tried:
@@ -88,7 +89,7 @@ def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str,
 def run() -> int:
     """Tune, and write what was found into `bench/tuned.json`, where bench/cases.py reads it."""
     parser = argparse.ArgumentParser(prog="python -m bench.tuning", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--kinds", nargs="+", default=list(RIGID_KINDS), choices=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(SUITED), choices=list(KINDS))
     parser.add_argument("--cases", type=int, default=20, help="scenes of each kind")
     parser.add_argument("--servers", type=int, default=0, help="ComfyUI servers side by side; 0: 2, or 1 on a GPU")
     chosen = parser.parse_args()

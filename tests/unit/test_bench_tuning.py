@@ -12,10 +12,11 @@ import pytest
 
 from bench import quality, tuning
 from bench.cases import HELD_OUT, KINDS, RIGID_KINDS, TUNED_FILE
+from bench.client import ServerError
 from bench.graphs import Settings
 from bench.summary import TUNED, cfgs_of
 
-EACH = pytest.mark.parametrize("kind", RIGID_KINDS)
+EACH = pytest.mark.parametrize("kind", tuning.SUITED)
 
 
 def trial(read: float, near: float, **changed: Any) -> dict[str, Any]:
@@ -111,6 +112,20 @@ def test_fields_are_tuned_one_after_the_other(monkeypatch: pytest.MonkeyPatch, t
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_failed_jobs_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "make", lambda *_: argparse.Namespace(failed=2))
+    with pytest.raises(ServerError, match="2 jobs failed"):
+        next(tuning.search(["color"], 1, 1))
+
+
+def test_what_is_written_is_read_again() -> None:
+    tried = [trial(1.0, 25.0), trial(0.95, 26.0, cfg=2.0)]
+    written = {"color": {"best": tried[1], "tried": tried}, "shape": {"best": tried[0], "tried": tried[:1]}}
+    text = tuning._text(written)
+    assert json.loads(text) == written
+    assert sum('"n": 20' in each for each in text.splitlines()) == 2 + 3  # a line for every trial
+
+
 # -- what was found ----------------------------------------------------------------------------------------
 
 
@@ -128,6 +143,10 @@ def test_tuned_edits_are_made_of_every_case(kind: str) -> None:
         tuned = [job for job in case if job.controls and job.controls[0][1] == KINDS[kind].tuned]
         assert {name for job in tuned for name, _ in job.controls} >= {"none", "p2p_blend", quality.PASTED}
         assert {job.method for job in tuned} == {"direct"}
+
+
+def test_rigid_kinds_are_tuned() -> None:
+    assert set(RIGID_KINDS) <= set(json.loads(TUNED_FILE.read_text())) == set(tuning.SUITED)
 
 
 def test_kinds_without_tuned_settings_have_no_such_edits() -> None:
