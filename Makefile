@@ -9,6 +9,7 @@
 #   make bench        quality and speed
 #   make bench-quality    does it edit, does it keep the rest: out/bench/quality.json (3 hours on two cores; goes on
 #                     where it was stopped; QUALITY="--per-kind 2" for a part)
+#   make tuning   the settings that bring each kind of edit nearest to the true one: bench/tuned.json (an hour)
 #   make bench-speed  what control and null-text cost in time, memory and rows: out/bench/speed.json (20 min);
 #                     on a GPU also seconds: out/bench/seconds.json
 #   make bench-inversion  how exactly every method brings pictures back: out/bench/inversion.json (an hour)
@@ -38,7 +39,7 @@ QUALITY ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion pie setup-check check setup-test test format
+.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion tuning pie setup-check check setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -58,6 +59,11 @@ bench-quality:
 	$(SETUP) eval
 	$(BENCH) -m bench.quality $(QUALITY)
 	$(BENCH) -m bench.sweeps
+
+tuning: export OMP_NUM_THREADS ?= 1
+tuning:
+	$(SETUP) eval
+	$(BENCH) -m bench.tuning
 
 bench-speed: export OMP_NUM_THREADS = 1
 bench-speed:
@@ -93,5 +99,6 @@ setup-test:
 test: setup-test check
 	@$(MAKE) --no-print-directory -j2 $(HOSTS:%=test-%)
 
-test-%:
+.PHONY: $(HOSTS:%=test-%)
+$(HOSTS:%=test-%): test-%:
 	COMFYUI_PATH=.hosts/$* $(TESTS) tests/host -o cache_dir=.pytest_cache/$*

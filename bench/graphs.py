@@ -101,6 +101,7 @@ CONTROLS = {
 }
 EDITS = ("none", "p2p", "p2p_blend", "proxnpi", "masactrl", "proxmasactrl")
 """The controls that are compared with each other."""
+PASTED = "p2p_blend_paste"
 
 
 def edit_graph(

@@ -62,6 +62,13 @@ class Job:
         left = [one for one in self.controls if self._key(*one) not in done]
         return dataclasses.replace(self, controls=tuple(left)) if left else None
 
+    @property
+    def keys(self) -> set[str]:
+        """What its pictures are known by."""
+        if self.method == "autoencoder":
+            return {key(self.case, self.method, name, {}) for name in LIMITS}
+        return {self._key(*one) for one in self.controls}
+
     def _key(self, name: str, settings: Settings) -> str:
         return key(self.case, self.method, control_of(name), dataclasses.asdict(settings))
 
@@ -262,15 +269,15 @@ class Made:
 def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers: int = 0) -> Made:
     """Make what `folder/name` has no line of.
 
-    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries again;
-    so is what another version of the pack has made, which counts as made.
+    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries them
+    again. What another version of the pack has made counts as made, and is told, too.
     """
-    path = folder / name
+    path, version = folder / name, digest()
     there = read_lines(path)
     done = {key(line["case"], line["method"], line["control"], line["settings"]) for line in there}
-    if old := sum(line.get("pack") != digest() for line in there):
+    if old := sum(line.get("pack") != version for line in there):
         print(f"{old} of {len(there)} pictures are from other versions of the pack; without {path} all are made anew")
-    left = [found for case in jobs if (found := [job for each in case if (job := each.without(done))])]
+    left = [found for case in jobs if (found := _left(case, done))]
     count = sum(map(len, left))
     print(f"{name}: {count} jobs of {sum(map(len, jobs))} to do", flush=True)
     if not left:
@@ -289,6 +296,16 @@ def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers
             file.flush()
             print(f"\r{number}/{count}", end="" if sys.stdout.isatty() else "\n", flush=True)
     return Made({**workers.versions, "servers": str(workers.count)}, failed)
+
+
+def _left(case: Sequence[Job], done: set[str]) -> list[Job]:
+    """What is not done of a case's jobs, each picture once."""
+    found = []
+    for job in case:
+        if (left := job.without(done)) is not None:
+            found.append(left)
+            done = done | left.keys
+    return found
 
 
 def command(work: Callable[[], int]) -> int:

@@ -13,6 +13,7 @@ Rows of `quality.json`, one for every method, control, cfg and kind, `rigid` (co
 * rows_per_step: UNet rows of the edit; prepare_rows: of inversion and optimisation, forward and backward alike;
 * seconds: of all nodes between the encoded picture and the edited latent, with as many servers side by side;
 * intervals: 95 %, by bootstrap over cases.
+In place of its cfg a row says `tuned` where every kind has the settings that bench/tuning.py found for it.
 Of method `autoencoder` they say what no edit can pass: `true edit` is the true picture's round trip, `true edit in a
 mask` the true picture's latents where the edit may change anything and one latent pixel around, the source's elsewhere.
 """
@@ -28,26 +29,24 @@ from collections.abc import Mapping, Sequence
 
 from bench import install
 from bench.cases import KINDS, RIGID_KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS
+from bench.graphs import CONTROLS, EDITS, METHODS, PASTED
 from bench.jobs import Job, Made, command, make
+from bench.pack import digest
 from bench.summary import Line, Row, read_lines, rows_of, table
 
 OUT = install.ROOT / "out" / "bench" / "quality.json"
 MADE, LINES = OUT.with_suffix(""), "cases.jsonl"
 GENTLE_CFG, GENTLE = 2.0, ("none", "p2p_blend", "proxnpi")
-PASTED = "p2p_blend_paste"
-RIGID_CFGS, RIGID = (GENTLE_CFG, 3.0), ("none", "p2p_blend", PASTED)
+RIGID_CFGS, BLENDED = (GENTLE_CFG, 3.0), ("none", "p2p_blend", PASTED)
 CORE = {"direct": EDITS, "ddim": ("none", "p2p_blend")}
 """What is measured on all cases; everything else may be on fewer, for time."""
-AT_BEST = {"direct": RIGID}
-"""What is measured with each kind's tuned settings, too."""
 
 
 def plan(chosen: argparse.Namespace) -> list[list[Job]]:
     """Jobs by case, every kind in turn, with the kind's settings: CORE on all cases, every method and control on the
     first `others` of each kind, the reference's null-text on the first `reference`; at low cfgs direct inversion on all
-    of RIGID_KINDS, every method on the first `gentle`; of the first `back` the source as it comes back. Last, AT_BEST
-    with the settings that a kind was tuned to."""
+    of RIGID_KINDS, every method on the first `gentle`; of the first `back` the source as it comes back. Of kinds that
+    are tuned, direct inversion with these settings, too."""
     return [_jobs(kind, index, chosen) for index in range(chosen.per_kind) for kind in chosen.kinds]
 
 
@@ -64,16 +63,10 @@ def _jobs(kind: str, index: int, chosen: argparse.Namespace) -> list[Job]:
             settings = dataclasses.replace(own, cfg=cfg)
             if names and (method != "null_text_reference" or index < chosen.reference):
                 jobs.append(Job(kind, index, method, tuple((name, settings) for name in names)))
-        jobs += _at_best(kind, index, method, chosen)
+    tuned, names = KINDS[kind].tuned, [name for name in BLENDED if name in chosen.controls]
+    if tuned is not None and names and "direct" in chosen.methods and chosen.steps in (0, tuned.steps):
+        jobs.append(Job(kind, index, "direct", tuple((name, tuned) for name in names)))
     return jobs
-
-
-def _at_best(kind: str, index: int, method: str, chosen: argparse.Namespace) -> list[Job]:
-    tuned = KINDS[kind].tuned
-    names = [name for name in AT_BEST.get(method, ()) if name in chosen.controls]
-    if tuned is None or not names or chosen.steps not in (0, tuned.steps):
-        return []
-    return [Job(kind, index, method, tuple((name, tuned) for name in names))]
 
 
 def _names(kind: str, index: int, method: str, own: bool, cfg: float, chosen: argparse.Namespace) -> list[str]:
@@ -85,17 +78,19 @@ def _names(kind: str, index: int, method: str, own: bool, cfg: float, chosen: ar
     elif cfg == GENTLE_CFG and index < chosen.gentle:
         names += GENTLE
     if method == "direct" and kind in RIGID_KINDS:
-        names += RIGID
+        names += BLENDED
     return list(dict.fromkeys(names))
 
 
 def write(lines: Sequence[Line], versions: Mapping[str, str]) -> list[Row]:
-    """quality.json, and beside it how it was made; returns its rows."""
+    """quality.json, and beside it how it was made and how many pictures an earlier version of the pack has made;
+    returns its rows."""
     rows = rows_of(lines)
     OUT.write_text(json.dumps(rows, indent=1) + "\n")
     path = OUT.with_name("quality_about.json")
     about = json.loads(path.read_text()) if path.exists() else {}
     about |= {**versions, "threads": os.environ.get("OMP_NUM_THREADS", "all"), "options": " ".join(sys.argv[1:])}
+    about |= {"pictures": len(lines), "earlier": sum(line.get("pack") != digest() for line in lines)}
     path.write_text(json.dumps(about, indent=1) + "\n")
     return rows
 

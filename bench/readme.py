@@ -120,16 +120,23 @@ def edits() -> str:
     lines = [head, "|---|---|---|---|---|---|---|", *(_edits_row(rows, kind) for kind in KINDS)]
     first = find(rows, "direct", "none", "color")
     made = f"{first['n']} pictures of each kind, {first['steps']} steps, direct inversion; dB"
-    return "\n".join([*lines, "", f"{made}; () plain sampling at cfg {first['cfg']:g}."])
+    plain = f"() plain sampling at cfg {first['cfg']:g}, and at the cfg that is tuned"
+    return "\n".join([*lines, "", f"{made}; {plain}."])
 
 
 def _edits_row(rows: list[Any], kind: str) -> str:
-    row, plain = suited(rows, kind), find(rows, "ddim", "none", kind)
-    success = f"{100 * row['edit_success']:.0f} % ({100 * plain['edit_success']:.0f} %)"
-    decibels = [f"{row[name]:.1f} ({plain[name]:.1f})" for name in ("background_psnr", "truth_psnr")]
-    tuned = KINDS[kind].tuned if row["cfg"] == TUNED else None
-    cfg = f"{tuned.cfg:g}, tuned" if tuned else f"{row['cfg']:g}"
-    cells = (kind, f"`{row['control']}`", cfg, success, decibels[0], f"{row['ceiling_psnr']:.1f}", decibels[1])
+    row = suited(rows, kind)
+    others = [find(rows, "ddim", "none", kind)]
+    cfg = f"{row['cfg']}"
+    if row["cfg"] == TUNED:
+        cfg = f"{row['settings']['cfg']:g}, tuned"
+        others.append(find(rows, "direct", "none", kind, TUNED))
+    shown = {"edit_success": ("{:.0f} %", 100.0), "background_psnr": ("{:.1f}", 1.0), "truth_psnr": ("{:.1f}", 1.0)}
+    success, kept, near = (
+        f"{form.format(factor * row[name])} ({', '.join(form.format(factor * plain[name]) for plain in others)})"
+        for name, (form, factor) in shown.items()
+    )
+    cells = (kind, f"`{row['control']}`", cfg, success, kept, f"{row['ceiling_psnr']:.1f}", near)
     return f"| {' | '.join(cells)} |"
 
 

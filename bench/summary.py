@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import scipy.stats
 
 from bench.cases import KINDS, RIGID_KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS
+from bench.graphs import CONTROLS, EDITS, METHODS, PASTED
 
 Line = Mapping[str, Any]
 Row = dict[str, Any]
@@ -48,12 +47,17 @@ def key(case: str, method: str, control: str, settings: Mapping[str, Any]) -> st
 
 
 def cfgs_of(line: Line) -> tuple[Cfg, ...]:
-    """The cfgs that a line counts under: its own if all else is as its kind has it, or is not tuned; `tuned`."""
+    """What a line counts under: its cfg, if all else but the steps is as its kind has it; `tuned`, if all is as that
+    is; neither, if it was made with settings that its kind has no more. None: limits, which have no settings."""
     settings, kind = line["settings"], KINDS[line["kind"]]
-    if kind.tuned is None or settings != dataclasses.asdict(kind.tuned):
-        return (settings.get("cfg"),)
-    ordinary = settings == dataclasses.asdict(dataclasses.replace(kind.settings, cfg=kind.tuned.cfg))
-    return (kind.tuned.cfg, TUNED) if ordinary else (TUNED,)
+    if not settings:
+        return (None,)
+    cfg, found = settings["cfg"], []
+    if settings == dataclasses.asdict(dataclasses.replace(kind.settings, cfg=cfg, steps=settings["steps"])):
+        found.append(cfg)
+    if kind.tuned is not None and settings == dataclasses.asdict(kind.tuned):
+        found.append(TUNED)
+    return tuple(found)
 
 
 def rows_of(lines: Sequence[Line]) -> list[Row]:
@@ -62,11 +66,11 @@ def rows_of(lines: Sequence[Line]) -> list[Row]:
     lines = [line for line in lines if line["case"] in ceilings]
     groups = collections.defaultdict(list)
     for line in lines:
-        kinds = (line["kind"], "all", *(["rigid"] if line["kind"] in RIGID_KINDS else []))
-        for cfg, kind in itertools.product(cfgs_of(line), kinds):
-            groups[cfg, line["method"], line["control"], kind].append(line)
-    costs = {method: prepare_seconds(method, lines) for method in {line["method"] for line in lines} & set(METHODS)}
-    return [_row(*group, groups[group], ceilings, costs) for group in sorted(groups, key=_order)]
+        for cfg in cfgs_of(line):
+            kinds = [line["kind"], *(["rigid"] if line["kind"] in RIGID_KINDS else [])]
+            for kind in kinds if cfg == TUNED else [*kinds, "all"]:  # not all kinds are tuned
+                groups[cfg, line["method"], line["control"], kind].append(line)
+    return [_row(*group, groups[group], ceilings, lines) for group in sorted(groups, key=_order)]
 
 
 def _order(group: tuple[Cfg, str, str, str]) -> tuple[Any, ...]:
@@ -88,7 +92,7 @@ def _row(
     kind: str,
     lines: Sequence[Line],
     ceilings: Mapping[str, float],
-    costs: Mapping[str, float],
+    every: Sequence[Line],
 ) -> Row:
     row: Row = {"method": method, "control": control, "kind": kind, "n": len(lines), "cfg": cfg}
     row |= {name: _mean(lines, name) for name in MEASURED}
@@ -98,7 +102,9 @@ def _row(
     if cfg is not None:
         row |= {"steps": lines[0]["settings"]["steps"]}
         row |= {name: _mean(lines, name) for name in ("rows_per_step", "prepare_rows")}
-        row["seconds"] = round(_mean(lines, "seconds") + costs[method], 2)
+        row["seconds"] = round(_mean(lines, "seconds") + prepare_seconds(method, every, cfg), 2)
+    if cfg == TUNED and kind in KINDS:
+        row["settings"] = lines[0]["settings"]
     return row
 
 
@@ -106,17 +112,19 @@ def _mean(lines: Sequence[Line], name: str) -> float:
     return round(float(np.mean([line[name] for line in lines])), 4)
 
 
-def prepare_seconds(method: str, lines: Iterable[Line]) -> float:
-    """Mean seconds of a method's inversion and optimisation. Inversions that the host had cached from the method before
-    took none: methods that start from the same one share the time of those that ran."""
+def prepare_seconds(method: str, lines: Iterable[Line], cfg: Cfg) -> float:
+    """Mean seconds of a method's inversion and optimisation at a cfg. Inversions that the host had cached from the job
+    before took none: methods that start from the same one share the time of those that ran, at any cfg if it has no
+    part in them."""
     matched = METHODS[method].matched
     inversions, optimised = [], []
     for line in lines:
-        if line["method"] not in METHODS:
+        if line["method"] not in METHODS or METHODS[line["method"]].matched != matched:
             continue
-        if line["prepare_seconds"] is not None and METHODS[line["method"]].matched == matched:
+        here = cfg in cfgs_of(line)
+        if line["prepare_seconds"] is not None and (here or not matched):
             inversions.append(line["prepare_seconds"] - (line["null_text_seconds"] or 0.0))
-        if line["method"] == method and line["null_text_seconds"]:
+        if line["method"] == method and line["null_text_seconds"] and here:
             optimised.append(line["null_text_seconds"])
     return sum(float(np.mean(times)) for times in (inversions, optimised) if times)
 
@@ -199,9 +207,10 @@ def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: Cfg = 7
 
 
 def suited(rows: Sequence[Row], kind: str, method: str = "direct", cfg: Cfg = 7.5) -> Row:
-    """Of the controls, at a cfg or as the kind is tuned, whose edits are read as the target as often as the best's,
-    less a tenth: nearest to the true."""
-    found = [find(rows, method, control, kind, cfg) for control in EDITS]
-    found += [row for row in rows if (row["method"], row["kind"], row["cfg"]) == (method, kind, TUNED)]
+    """Of the ways to edit, at a cfg or as the kind is tuned, that as many cases have as no control has, and that are
+    read as the target as often as the best, less a tenth: the nearest to the true edits."""
+    count = find(rows, method, "none", kind, cfg)["n"]
+    own = [row for row in rows if (row["method"], row["kind"], row["n"]) == (method, kind, count)]
+    found = [row for row in own if row["cfg"] in (cfg, TUNED) and row["control"] in (*EDITS, PASTED)]
     often = max(row["edit_success"] for row in found) - 0.1
     return max((row for row in found if row["edit_success"] >= often), key=lambda row: float(row["truth_psnr"]))

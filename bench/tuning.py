@@ -1,8 +1,9 @@
 """The settings that bring each kind of edit nearest to the true one: `python -m bench.tuning`, `bench/tuned.json`.
 
 On scenes that are never judged (bench/cases.TUNED_ON), one setting after the other: of its values, the one nearest to
-the true edits among those that are read as the target in 95 % (or, if none is, as often as the best). Lines are kept in
-`out/bench/tuning/`, so that a run that was stopped goes on; every value that was tried is in `tuned.json`, too.
+the true edits among those that are read as the target in 95 % (or, if none is, as often as the best); in the end, the
+best of all that was tried, by the same rule. Lines are kept in `out/bench/tuning/`, so that a run that was stopped goes
+on; every value that was tried is in `tuned.json`, too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import numpy as np
 from bench import install
 from bench.cases import KINDS, TUNED_FILE, TUNED_ON, Kind
 from bench.client import ServerError
-from bench.graphs import Settings
+from bench.graphs import PASTED, Settings
 from bench.jobs import Job, command, make
 from bench.summary import Line, read_lines
 
 MADE, LINES = install.ROOT / "out" / "bench" / "tuning", "cases.jsonl"
-METHOD, CONTROL, READ = "direct", "p2p_blend_paste", 0.95
+METHOD, READ = "direct", 0.95
 SUITED = ("color", "pattern", "background", "shape", "add", "remove")
 """The kinds that pasting suits: not another place, nor weights, which the case gives."""
 CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
@@ -44,22 +45,29 @@ ORDER = (*CHANGES, "cfg")
 Trial = dict[str, Any]
 
 
+def unused_threshold(kind: Kind) -> str:
+    """The threshold of words that a kind's Local Blend does not have."""
+    return "subtract_threshold" if kind.at_object else "threshold"
+
+
 def trials(kind: Kind, field: str, start: Settings) -> list[Settings]:
-    """The settings with every change of a field; none of the threshold of words that Local Blend does not have."""
-    unused = "subtract_threshold" if kind.at_object else "threshold"
-    return [] if field == unused else [dataclasses.replace(start, **change) for change in CHANGES[field]]
+    """The settings with every change of a field; none of a threshold that is not used."""
+    changes = () if field == unused_threshold(kind) else CHANGES[field]
+    return [dataclasses.replace(start, **change) for change in changes]
 
 
 def jobs(tried: Mapping[str, Sequence[Settings]], count: int) -> list[list[Job]]:
     """A job for every case, which tries all settings of its kind."""
-    named = {kind: tuple((f"{CONTROL}@{i}", one) for i, one in enumerate(tried[kind])) for kind in tried}
+    named = {kind: tuple((f"{PASTED}@{i}", one) for i, one in enumerate(tried[kind])) for kind in tried}
     return [[Job(kind, index, METHOD, named[kind], TUNED_ON)] for index in range(count) for kind in tried]
 
 
-def judged(kind: str, settings: Settings, lines: Sequence[Line]) -> Trial:
-    """What some settings gave, and which these are."""
-    wanted = dataclasses.asdict(settings)
-    found = [line for line in lines if line["kind"] == kind and line["settings"] == wanted]
+def judged(kind: str, settings: Settings, lines: Sequence[Line], count: int) -> Trial:
+    """What some settings gave on the first cases, and which these are; ValueError if a case has no line."""
+    wanted, cases = dataclasses.asdict(settings), {Job(kind, index, METHOD).case for index in range(count)}
+    found = [line for line in lines if line["case"] in cases and line["settings"] == wanted]
+    if len(found) != count:
+        raise ValueError(f"expected {count} lines of {kind} with {settings}, got {len(found)}")
     names = ("edit_success", "background_psnr", "truth_psnr")
     means = {name: round(float(np.mean([line[name] for line in found])), 4) for name in names}
     return {"n": len(found), **means, "settings": wanted}
@@ -79,7 +87,7 @@ def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str,
         if failed := make(jobs(tried, count), MADE, LINES, servers).failed:
             raise ServerError(f"{failed} jobs failed")
         lines = read_lines(MADE / LINES)
-        results = {kind: [judged(kind, one, lines) for one in tried[kind]] for kind in tried}
+        results = {kind: [judged(kind, one, lines, count) for one in tried[kind]] for kind in tried}
         for kind in tried:
             found[kind] = Settings(**best(results[kind])["settings"])
             print(field, kind, best(results[kind]), flush=True)

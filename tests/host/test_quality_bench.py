@@ -19,6 +19,7 @@ from bench import install
 from bench.cases import KINDS
 from bench.graphs import CONTROLS
 from bench.jobs import Job, Made, Workers, make
+from bench.pack import digest
 from bench.summary import LIMITS, find, read_lines, rows_of
 from bench.sweeps import SWEEPS, lines_at, settings_of
 
@@ -42,6 +43,7 @@ def test_rows_of_every_control_and_limit(tmp_path: pathlib.Path) -> None:
     assert versions["device"] and versions["comfyui_version"] in install.host_path().name
     lines = read_lines(tmp_path / "cases.jsonl")
     assert len(lines) == 3 * len(LIMITS) + len(CONTROLS) + 3
+    assert {line["pack"] for line in lines} == {digest()}
     for line in lines:
         with Image.open(tmp_path / line["picture"]) as picture:
             assert picture.size == (128, 128)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import quality
+from bench import pack, quality
 from bench.cases import KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS, Settings
-from bench.jobs import Job, Made, Uploads, graph_of, make
+from bench.graphs import CONTROLS, EDITS, METHODS, PASTED, Settings
+from bench.jobs import Job, Made, Uploads, _left, graph_of, make
 from bench.pack import PARTS, ROOT, digest
 from bench.summary import (
     TUNED,
@@ -36,7 +36,7 @@ from bench.summary import (
 def line(case: str, method: str = "direct", control: str = "none", cfg: float = 7.5, **found: Any) -> dict[str, Any]:
     kind = case.partition("-")[0]
     made = {"case": case, "kind": kind, "method": method, "control": control, "wrong": [], "edit_success": True}
-    made["settings"] = dataclasses.asdict(Settings(cfg, 20))
+    made["settings"] = dataclasses.asdict(dataclasses.replace(KINDS[kind].settings, cfg=cfg))
     made |= {
         "background_psnr": 30.0,
         "background_psnr_zeroed": 31.0,
@@ -111,6 +111,7 @@ def test_common_rows_are_of_the_same_cases() -> None:
     lines = [*LINES, line("color-000", "negative_prompt"), line("color-001", "negative_prompt", cfg=2.0)]
     rows = common(lines, 7.5)
     assert find(rows, "direct", "none", "all")["n"] == find(rows, "negative_prompt", "none", "all")["n"] == 1
+    assert {row["cfg"] for row in common([*lines, line("color-000", cfg=2.0)], 7.5)} == {7.5, None}
 
 
 def test_gains_are_paired() -> None:
@@ -133,11 +134,15 @@ def test_methods_of_one_inversion_share_its_time() -> None:
         line("color-000", "null_text_fast", prepare_seconds=None, null_text_seconds=5.0),
         line("color-001", "null_text_fast", prepare_seconds=10.0, null_text_seconds=6.0),
         line("color-000", "fixed_point", prepare_seconds=9.0),
+        line("color-000", "fixed_point", cfg=2.0, prepare_seconds=4.0),
+        line("color-000", "null_text_fast", cfg=2.0, prepare_seconds=None, null_text_seconds=2.0),
         limit("color-000", 38.0),
     ]
-    assert prepare_seconds("direct", lines) == pytest.approx(3.0)
-    assert prepare_seconds("null_text_fast", lines) == pytest.approx(8.5)
-    assert prepare_seconds("fixed_point", lines) == 9.0
+    assert prepare_seconds("direct", lines, 7.5) == prepare_seconds("direct", lines, 2.0) == pytest.approx(3.0)
+    assert prepare_seconds("null_text_fast", lines, 7.5) == pytest.approx(8.5)
+    assert prepare_seconds("fixed_point", lines, 7.5) == 9.0
+    assert prepare_seconds("null_text_fast", lines, 2.0) == pytest.approx(3.0 + 2.0)
+    assert prepare_seconds("fixed_point", lines, 2.0) == 4.0
 
 
 def test_tables_show_means_and_intervals() -> None:
@@ -181,9 +186,7 @@ def test_the_plan_covers_every_kind_method_and_control() -> None:
     first, second, third = (by_method(cases[at], 7.5) for at in (0, 8, 16))
     assert set(first) == set(METHODS) and set(second) == set(METHODS) - {"null_text_reference"}
     assert all(names >= set(EDITS) for names in (*first.values(), *second.values()))
-    assert third == {method: set(names) for method, names in quality.CORE.items()} | {
-        "direct": {*EDITS, quality.PASTED}
-    }
+    assert third == {method: set(names) for method, names in quality.CORE.items()} | {"direct": {*EDITS, PASTED}}
     back = {method for method, names in second.items() if "reconstruction" in names}
     assert back == set(second) and "reconstruction" not in first["null_text_reference"]
 
@@ -192,8 +195,8 @@ def test_little_guidance_is_tried_on_some_and_with_direct_on_all_rigid_kinds() -
     cases = quality.plan(chosen())
     low = quality.GENTLE_CFG
     assert set(by_method(cases[0], low)) == set(METHODS)
-    assert by_method(cases[16], low) == {"direct": set(quality.RIGID)} and cases[16][0].kind == "color"
-    assert by_method(cases[16], quality.RIGID_CFGS[1]) == {"direct": set(quality.RIGID)}
+    assert by_method(cases[16], low) == {"direct": set(quality.BLENDED)} and cases[16][0].kind == "color"
+    assert by_method(cases[16], quality.RIGID_CFGS[1]) == {"direct": set(quality.BLENDED)}
     assert by_method(cases[16 + list(KINDS).index("shape")], low) == {}
 
 
@@ -221,19 +224,42 @@ def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.C
     (tmp_path / "cases.jsonl").write_text(json.dumps(made | {"pack": digest()}) + "\n")
     assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
     assert "other versions" not in capsys.readouterr().out
+    lines = [made | {"pack": digest()}, made | {"case": "color-001"}]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl")
+    assert "1 of 2 pictures are from other versions" in capsys.readouterr().out
 
 
-def test_the_control_that_suits_is_the_nearest_of_those_that_edit() -> None:
+def test_the_way_that_suits_is_the_nearest_of_those_that_edit() -> None:
     found = {"none": (1.0, 20.0), "p2p": (0.95, 22.0), "p2p_blend": (0.85, 26.0), "proxnpi": (0.0, 30.0)}
+    same = {"method": "direct", "kind": "color", "n": 30}
     rows = [
-        {"method": "direct", "control": name, "kind": "color", "cfg": 7.5, "edit_success": success, "truth_psnr": near}
+        {**same, "control": name, "cfg": 7.5, "edit_success": success, "truth_psnr": near}
         for name, (success, near) in {**found, "masactrl": (1.0, 19.0), "proxmasactrl": (1.0, 18.0)}.items()
     ]
     assert suited(rows, "color")["control"] == "p2p"
-    tuned = {"method": "direct", "control": "p2p_blend", "kind": "color", "cfg": TUNED, "edit_success": 0.95}
-    assert suited([*rows, tuned | {"truth_psnr": 27.0}], "color")["cfg"] == TUNED
-    assert suited([*rows, tuned | {"truth_psnr": 21.0}], "color")["control"] == "p2p"
-    assert suited([*rows, tuned | {"truth_psnr": 27.0, "kind": "shape"}], "color")["control"] == "p2p"
+    pasted = {**same, "control": PASTED, "cfg": 7.5, "edit_success": 0.95, "truth_psnr": 23.0}
+    assert suited([*rows, pasted], "color")["control"] == PASTED
+    tuned = {**same, "control": "p2p_blend", "cfg": TUNED, "edit_success": 0.95, "truth_psnr": 27.0}
+    assert suited([*rows, tuned], "color")["cfg"] == TUNED
+    for other in (
+        {"truth_psnr": 21.0},
+        {"kind": "shape"},
+        {"method": "ddim"},
+        {"n": 29},
+        {"control": "reconstruction"},
+    ):
+        assert suited([*rows, tuned | other], "color")["control"] == "p2p"
+
+
+def test_pictures_that_two_jobs_ask_for_are_made_once() -> None:
+    settings = KINDS["color"].settings
+    first = Job("color", 0, "direct", (("none", settings), ("p2p", settings)))
+    second = Job("color", 0, "direct", (("p2p", settings), ("p2p_blend", settings)))
+    left = _left([first, second, first], set())
+    assert [[name for name, _ in job.controls] for job in left] == [["none", "p2p"], ["p2p_blend"]]
+    limits = Job("color", 0, "autoencoder")
+    assert _left([limits, limits], set()) == [limits]
 
 
 def test_a_picture_is_uploaded_once() -> None:
@@ -256,7 +282,27 @@ def test_a_picture_is_uploaded_once() -> None:
     assert graphs[0]["image"] == graphs[1]["image"]
 
 
-def test_the_packs_mark_is_of_all_its_packages() -> None:
-    assert len(digest()) == 8 and digest() == digest()
+def test_the_packs_mark_is_of_all_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "tests"}
     assert packages == set(PARTS)
+    monkeypatch.setattr(pack, "ROOT", tmp_path)
+    files = [tmp_path / "__init__.py", *(tmp_path / name / "part.py" for name in PARTS)]
+    marks = set()
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("a = 1\n")
+    for file in files:
+        file.write_text("a = 2\n")
+        digest.cache_clear()
+        marks.add(digest())
+    digest.cache_clear()
+    assert len(marks) == len(files) and all(len(mark) == 8 for mark in marks)
+
+
+def test_rows_are_in_the_order_of_cfgs_and_tuned_ones_last() -> None:
+    lines = [line("color-000", cfg=cfg) for cfg in (2.0, 7.5, 3.0)]
+    tuned = line("color-000") | {"settings": dataclasses.asdict(KINDS["color"].tuned)}
+    rows = [row for row in rows_of([*lines, tuned, limit("color-000", 38.0)]) if row["kind"] == "color"]
+    assert [row["cfg"] for row in rows] == [7.5, 3.0, 2.0, None, TUNED]
+    assert rows[-1]["settings"] == tuned["settings"] and "settings" not in rows[0]
+    assert "all" not in {row["kind"] for row in rows_of([tuned, limit("color-000", 38.0)]) if row["cfg"] == TUNED}

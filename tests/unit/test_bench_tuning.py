@@ -13,7 +13,7 @@ import pytest
 from bench import quality, tuning
 from bench.cases import HELD_OUT, KINDS, RIGID_KINDS, TUNED_FILE
 from bench.client import ServerError
-from bench.graphs import Settings
+from bench.graphs import PASTED, Settings, control_of
 from bench.summary import TUNED, cfgs_of
 
 EACH = pytest.mark.parametrize("kind", tuning.SUITED)
@@ -32,6 +32,7 @@ def test_of_those_read_often_enough_the_nearest_is_best() -> None:
     tried = [trial(0.9, 30.0), trial(0.95, 24.0), trial(1.0, 25.0), trial(1.0, 23.0)]
     assert tuning.best(tried) is tried[2]
     assert tuning.best(tried[:2]) is tried[1]
+    assert tuning.best([trial(1.0, 23.0), tried[1]]) is tried[1]
 
 
 def test_where_none_is_read_often_enough_the_most_read_is_best() -> None:
@@ -71,15 +72,19 @@ def test_jobs_try_all_settings_of_a_case_at_once_on_scenes_of_their_own() -> Non
 
 def test_means_are_of_the_lines_with_these_settings() -> None:
     found = {"edit_success": True, "background_psnr": 30.0, "truth_psnr": 20.0}
+    first, second, third = ({"case": f"color-00{i}"} | found for i in range(3))
     lines = [
-        line("color", Settings(2.0)) | found,
-        line("color", Settings(2.0)) | found | {"edit_success": False, "truth_psnr": 24.0},
-        line("color", Settings(3.0)) | found,
-        line("pattern", Settings(2.0)) | found,
+        line("color", Settings(2.0)) | first,
+        line("color", Settings(2.0)) | second | {"edit_success": False, "truth_psnr": 24.0},
+        line("color", Settings(2.0)) | third | {"truth_psnr": 90.0},
+        line("color", Settings(3.0)) | first,
+        line("pattern", Settings(2.0)) | first | {"case": "pattern-000"},
     ]
-    one = tuning.judged("color", Settings(2.0), lines)
+    one = tuning.judged("color", Settings(2.0), lines, 2)
     assert (one["n"], one["edit_success"], one["background_psnr"], one["truth_psnr"]) == (2, 0.5, 30.0, 22.0)
     assert Settings(**one["settings"]) == Settings(2.0)
+    with pytest.raises(ValueError, match="expected 4 lines of color"):
+        tuning.judged("color", Settings(2.0), lines, 4)
 
 
 def test_fields_are_tuned_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
@@ -100,7 +105,8 @@ def test_fields_are_tuned_one_after_the_other(monkeypatch: pytest.MonkeyPatch, t
             for job in (job for case in cases for job in case):
                 for control, own in job.controls:
                     near = 30.0 - sum(abs(getattr(own, field) - value) for field, value in wanted.items())
-                    found = line(job.kind, own) | {"case": job.case, "method": job.method, "control": control}
+                    found = line(job.kind, own) | {"case": job.case, "method": job.method}
+                    found["control"] = control_of(control)
                     found |= {"edit_success": True, "background_psnr": 30.0, "truth_psnr": near}
                     file.write(json.dumps(found) + "\n")
         return argparse.Namespace(failed=0)
@@ -126,6 +132,21 @@ def test_what_is_written_is_read_again() -> None:
     assert sum('"n": 20' in each for each in text.splitlines()) == 2 + 3  # a line for every trial
 
 
+def test_the_best_of_all_is_written_and_other_kinds_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    tried = [trial(1.0, 26.0, cfg=2.0), trial(1.0, 25.0, cfg=3.0), trial(1.0, 24.0, cfg=5.0)]
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"shape": {"best": tried[0], "tried": tried[:1]}}))
+    monkeypatch.setattr(tuning, "TUNED_FILE", path)
+    monkeypatch.setattr(tuning, "search", lambda *_: iter([{"color": tried[:2]}, {}, {"color": tried[2:]}]))
+    monkeypatch.setattr("sys.argv", ["tuning", "--kinds", "color"])
+    assert tuning.run() == 0
+    written = json.loads(path.read_text())
+    assert written["color"] == {"best": tried[0], "tried": tried}
+    assert written["shape"]["best"] == tried[0]
+
+
 # -- what was found ----------------------------------------------------------------------------------------
 
 
@@ -141,8 +162,18 @@ def test_tuned_settings_are_the_best_of_what_was_tried(kind: str) -> None:
 def test_tuned_edits_are_made_of_every_case(kind: str) -> None:
     for case in quality.plan(quality.options(["--kinds", kind, "--per-kind", "3", "--others", "1"])):
         tuned = [job for job in case if job.controls and job.controls[0][1] == KINDS[kind].tuned]
-        assert {name for job in tuned for name, _ in job.controls} >= {"none", "p2p_blend", quality.PASTED}
+        assert {name for job in tuned for name, _ in job.controls} >= {"none", "p2p_blend", PASTED}
         assert {job.method for job in tuned} == {"direct"}
+
+
+def test_tuned_edits_are_left_out_like_all_others() -> None:
+    kind, tuned = ["--kinds", "color", "--per-kind", "1"], KINDS["color"].tuned
+    plans = [["--steps", "7"], ["--methods", "ddim"], ["--controls", "masactrl"], ["--controls", "none"]]
+    made = [[one for job in case for one in job.controls] for case in quality.plan(quality.options(kind))]
+    assert sum(own == tuned for _, own in made[0]) == 3
+    for extra, count in zip(plans, (0, 0, 0, 1), strict=True):
+        (case,) = quality.plan(quality.options([*kind, *extra]))
+        assert sum(own == tuned for job in case for _, own in job.controls) == count
 
 
 def test_rigid_kinds_are_tuned() -> None:
@@ -156,13 +187,15 @@ def test_kinds_without_tuned_settings_have_no_such_edits() -> None:
 
 
 @EACH
-def test_lines_count_under_their_cfg_or_as_tuned(kind: str) -> None:
+def test_lines_count_under_their_cfg_or_as_tuned_or_not_at_all(kind: str) -> None:
     own, tuned = KINDS[kind].settings, KINDS[kind].tuned
     assert tuned is not None
     assert cfgs_of(line(kind, own)) == (own.cfg,)
+    assert cfgs_of(line(kind, dataclasses.replace(own, cfg=4.0, steps=3))) == (4.0,)
     assert TUNED in cfgs_of(line(kind, tuned))
-    ordinary = dataclasses.replace(own, cfg=tuned.cfg) == tuned
-    assert cfgs_of(line(kind, tuned)) == ((tuned.cfg, TUNED) if ordinary else (TUNED,))
+    outdated = dataclasses.replace(tuned, blend_start=0.9)
+    assert cfgs_of(line(kind, outdated)) == ()
+    assert cfgs_of({"kind": kind, "settings": {}}) == (None,)
 
 
 def test_tuned_to_another_cfg_alone_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +203,4 @@ def test_tuned_to_another_cfg_alone_counts_twice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("bench.cases._tuned", lambda: {"color": {"best": {"settings": dataclasses.asdict(own)}}})
     assert cfgs_of(line("color", own)) == (2.0, TUNED)
     other = dataclasses.replace(own, threshold=0.9)
-    assert cfgs_of(line("color", other)) == (2.0,)
+    assert cfgs_of(line("color", other)) == ()
