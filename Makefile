@@ -4,7 +4,7 @@
 #                 IMAGE=photo.png SOURCE="a cat on a sofa" TARGET="a dog on a sofa" CHECKPOINT=sd15.safetensors
 #                 SIZE=512 PORT=8188 are optional
 #   make comfy    start ComfyUI with this pack and its web page (PORT=8188)
-#   make check    format, lint, types, unit and contract tests: under 30 s, no ComfyUI
+#   make check    format, lint, types, unit and contract tests: 35 s on two slow cores, no ComfyUI
 #   make test     everything, on the oldest and the newest supported ComfyUI, side by side
 #   make bench        quality and speed
 #   make bench-quality    does it edit, does it keep the rest: out/bench/quality.json (3 hours on two cores; goes on
@@ -91,7 +91,7 @@ check: setup-check
 	$(VENV) -m ruff format --check .
 	$(VENV) -m ruff check .
 	MYPYPATH=.build $(VENV) -m mypy $(foreach package,$(wildcard $(PACKAGES)),-p pivot_edit.$(package))
-	$(TESTS) tests/unit tests/contract
+	$(TESTS) -n 2 tests/unit tests/contract
 
 setup-test:
 	$(SETUP) test

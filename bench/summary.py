@@ -137,9 +137,9 @@ def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
     return [round(float(found.low), 4), round(float(found.high), 4)]
 
 
-def common(lines: Sequence[Line], cfg: float, by: str = "negative_prompt") -> list[Row]:
+def common(lines: Sequence[Line], cfg: float) -> list[Row]:
     """Rows of the cases that a method of few has at a cfg, so that all methods are compared on the same ones."""
-    cases = {line["case"] for line in lines if line["method"] == by and cfg in cfgs_of(line)}
+    cases = {line["case"] for line in lines if line["method"] == "negative_prompt" and cfg in cfgs_of(line)}
     rows = rows_of([line for line in lines if line["case"] in cases])
     return [row for row in rows if row["cfg"] in (cfg, None)]
 
@@ -206,11 +206,12 @@ def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: Cfg = 7
     raise KeyError(wanted)
 
 
-def suited(rows: Sequence[Row], kind: str, method: str = "direct", cfg: Cfg = 7.5) -> Row:
-    """Of the ways to edit, at a cfg or as the kind is tuned, that as many cases have as no control has, and that are
-    read as the target as often as the best, less a tenth: the nearest to the true edits."""
-    count = find(rows, method, "none", kind, cfg)["n"]
-    own = [row for row in rows if (row["method"], row["kind"], row["n"]) == (method, kind, count)]
-    found = [row for row in own if row["cfg"] in (cfg, TUNED) and row["control"] in (*EDITS, PASTED)]
+def suited(rows: Sequence[Row], kind: str) -> Row:
+    """Of the ways to edit under direct inversion, at the papers' cfg or as the kind is tuned, that as many cases have
+    as no control has, and that are read as the target as often as the best, less a tenth: the nearest to the true
+    edits."""
+    plain = find(rows, "direct", "none", kind)
+    own = [row for row in rows if (row["method"], row["kind"], row["n"]) == ("direct", kind, plain["n"])]
+    found = [row for row in own if row["cfg"] in (plain["cfg"], TUNED) and row["control"] in (*EDITS, PASTED)]
     often = max(row["edit_success"] for row in found) - 0.1
     return max((row for row in found if row["edit_success"] >= often), key=lambda row: float(row["truth_psnr"]))
