@@ -127,7 +127,7 @@ def edit_graph(
     for name, settings in controls.items():
         graph |= _edited(case, chosen, name, settings, prefix, graph)
     if check:
-        graph |= _saved("ceiling", ["encode", 0], prefix)
+        graph |= saved("ceiling", ["encode", 0], prefix)
     return graph
 
 
@@ -202,7 +202,7 @@ def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: s
     run = _place(there, sampler, f"{name}.edit")
     graph[run] = sampler
     graph[f"{name}.report"] = node("PreviewAny", source=[run, 2])
-    graph |= _saved(name, [run, control.output], prefix)
+    graph |= saved(name, [run, control.output], prefix)
     if control.paste:
         graph[f"{name}.paste"] = _pasted(graph[name]["inputs"]["images"], [run, 3])
         graph[name]["inputs"]["images"] = [f"{name}.paste", 0]
@@ -274,7 +274,8 @@ def proximal(preset: str, quantile: float | None = None) -> dict[str, Any]:
     }
 
 
-def _saved(name: str, latent: list[Any], prefix: str) -> Graph:
+def saved(name: str, latent: list[Any], prefix: str) -> Graph:
+    """A latent decoded, and saved under a name."""
     return {
         f"{name}.decode": node("VAEDecode", samples=latent, vae=["model", 2]),
         name: node("SaveImage", images=[f"{name}.decode", 0], filename_prefix=f"{prefix}/{name}"),

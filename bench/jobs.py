@@ -25,11 +25,12 @@ from PIL import Image
 from bench import install
 from bench.cases import HELD_OUT, KINDS, Edit
 from bench.client import Client, Graph, JobFailed, Result, ServerError
-from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step, sampler_of
+from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step, sampler_of, saved
 from bench.judge import judge, kept, psnr, to_array, to_image
 from bench.pack import digest
 from bench.server import Server, ServerFailed, has_accelerator, stop_on_signals
 from bench.summary import LIMITS, key, read_lines
+from toy.scenes import SIZE
 
 CELL = 8  # pixels of a latent's side
 
@@ -58,7 +59,7 @@ class Job:
     def without(self, done: set[str]) -> Job | None:
         """The job's part that is not done, if any."""
         if self.method == "autoencoder":
-            return None if key(self.case, self.method, "round trip", {}) in done else self
+            return None if self.keys <= done else self
         left = [one for one in self.controls if self._key(*one) not in done]
         return dataclasses.replace(self, controls=tuple(left)) if left else None
 
@@ -115,7 +116,7 @@ def _words(job: Job) -> tuple[str, str]:
 
 def changeable(edit: Edit) -> np.ndarray:
     """1 in the latent's cells where the true edit changes a pixel, and in their neighbours, [H, W] of the picture."""
-    cells = (kept(edit.scene, edit.truth) < 0.5).reshape(128 // CELL, CELL, 128 // CELL, CELL).any((1, 3))
+    cells = (kept(edit.scene, edit.truth) < 0.5).reshape(SIZE // CELL, CELL, SIZE // CELL, CELL).any((1, 3))
     wide = np.pad(cells, 1)
     around = np.max([wide[y : y + len(cells), x : x + len(cells)] for y in range(3) for x in range(3)], axis=0)
     return np.kron(around, np.ones((CELL, CELL))).astype(np.float32)
@@ -140,8 +141,7 @@ def limits_graph(picture: str, truth: str, mask: str) -> Graph:
         graph[f"{name}.image"] = node("LoadImage", image=image)
         graph[f"{name}.latent"] = node("VAEEncode", pixels=[f"{name}.image", 0], vae=["model", 2])
     for name, latent in (("ceiling", "source.latent"), ("true", "truth.latent"), ("masked", "both")):
-        graph[f"{name}.decode"] = node("VAEDecode", samples=[latent, 0], vae=["model", 2])
-        graph[name] = node("SaveImage", images=[f"{name}.decode", 0], filename_prefix=f"pivot/limits_{name}")
+        graph |= saved(name, [latent, 0], "pivot/limits")
     return graph
 
 
