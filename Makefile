@@ -20,9 +20,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv/bin/python
-SETUP := @$(PYTHON) bench/install.py
-BENCH := @"$$($(PYTHON) bench/install.py python)"
-PACKAGES := core attention inversion guidance
+SETUP := @$(PYTHON) tools/install.py
+BENCH := @"$$($(PYTHON) tools/install.py python)"
+PACKAGES := core attention inversion guidance show
 HOSTS := 0.16.3 0.30.0
 TESTS := OMP_NUM_THREADS=1 $(VENV) -m pytest
 
@@ -46,11 +46,11 @@ help:
 
 demo:
 	$(SETUP) demo
-	$(BENCH) -m bench.demo
+	$(BENCH) -m tools.demo
 
 comfy:
 	$(SETUP) demo
-	$(BENCH) -m bench.server $(if $(PORT),--port $(PORT))
+	$(BENCH) -m tools.server $(if $(PORT),--port $(PORT))
 
 bench: bench-quality bench-speed
 

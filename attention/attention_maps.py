@@ -1,8 +1,9 @@
-"""Attention maps of every word, recorded from any sampling (Tang et al. 2022, DAAM, arXiv 2210.04885).
+"""Attention maps of every word, recorded from any sampling (Tang et al. 2022, DAAM, arXiv
+2210.04885).
 
-Where a word is looked at, mean over heads and layers of one scale, sum over a window of the steps. All columns of
-the text are recorded, so that words are chosen afterwards; the maps are folded, one-hot values through fused
-attention, edits of other controllers included.
+Where a word is looked at, mean over heads and layers of one scale, sum over a window of the steps.
+All columns of the text are recorded, so that words are chosen afterwards; the maps are folded,
+one-hot values through fused attention, edits of other controllers included.
 """
 
 from __future__ import annotations
@@ -12,17 +13,31 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, Row, window_open
+from ..core.attention import (
+    Attend,
+    AttentionCall,
+    Controller,
+    Kind,
+    Place,
+    Row,
+    window_open,
+)
 from ..core.layers import Layer, map_scale
-from ..core.maps import Groups, MapSum, Results, key_of, word_maps
+from ..core.maps import (
+    Groups,
+    MapSum,
+    Results,
+    key_of,
+    word_maps,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMaps(Controller):
     """Records the cross-attention maps of a run.
 
-    scales: the scales the model has attention at; start, end: the window of the steps; results: the maps of runs,
-    [h, w, columns], by the latent that they made.
+    scales: the scales the model has attention at; start, end: the window of the steps; results: the
+    maps of runs, [h, w, columns], by the latent that they made.
     """
 
     title: ClassVar[str] = "Record Attention"

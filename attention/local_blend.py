@@ -1,8 +1,10 @@
-"""Local blend of Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, sec. 4): edit only where words are looked at.
+"""Local blend of Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, sec. 4): edit only where
+words are looked at.
 
-After each step, `x <- x_source + mask (x - x_source)`. The mask is where the words' maps, summed over the steps so
-far, exceed a share of their greatest value, in the source or in the target (METHODS 3.7). The maps are folded:
-one-hot values through fused attention, edits included. A user's mask works alone or limits the words' one.
+After each step, `x <- x_source + mask (x - x_source)`. The mask is where the words' maps, summed
+over the steps so far, exceed a share of their greatest value, in the source or in the target
+(METHODS 3.7). The maps are folded: one-hot values through fused attention, edits included. A user's
+mask works alone or limits the words' one.
 """
 
 from __future__ import annotations
@@ -12,15 +14,33 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, Reads, Row, all_pairs
+from ..core.attention import (
+    Attend,
+    AttentionCall,
+    Controller,
+    Kind,
+    Place,
+    Reads,
+    Row,
+    all_pairs,
+)
 from ..core.errors import PivotError
 from ..core.layers import Layer, map_scale
-from ..core.maps import Columns, Groups, MapSum, Results, key_of, resize, word_maps
+from ..core.maps import (
+    Columns,
+    Groups,
+    MapSum,
+    Results,
+    key_of,
+    resize,
+    word_maps,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlendWords:
-    """The token columns of one target's words: those to edit at (none: everywhere) and those to keep, in both prompts.
+    """The token columns of one target's words: those to edit at (none: everywhere) and those to
+    keep, in both prompts.
 
     Lengths are the prompts' numbers of columns.
     """
@@ -45,11 +65,14 @@ class BlendState:
 class LocalBlend(Controller):
     """Sets target latents to the source's outside of a mask, after every step.
 
-    words: of each target, or empty for the given mask alone; scales: the scales the model has attention at.
-    threshold, subtract_threshold: shares of a map's greatest value; pool: 3x3 maximum before the threshold.
-    start: the first step that is blended, as a fraction of the steps. The paper pools and subtracts from 0.3 on;
-    without, more is kept (docs/BENCHMARKS.md).
-    mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used, by latent.
+    words: of each target, or empty for the given mask alone; scales: the scales the model has
+    attention at.
+    threshold, subtract_threshold: shares of a map's greatest value; pool: 3x3 maximum before the
+    threshold.
+    start: the first step that is blended, as a fraction of the steps. The paper pools and subtracts
+    from 0.3 on; without, more is kept (docs/BENCHMARKS.md).
+    mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used,
+    by latent.
     """
 
     title: ClassVar[str] = "Local Blend"
@@ -84,19 +107,26 @@ class LocalBlend(Controller):
         return attend(call)
 
     def _groups(self) -> Groups:
-        """What is asked of the source (for every target: words, words to keep) and of each target (both)."""
-        source = tuple(columns for words in self.words for columns in (words.source, words.source_subtract))
+        """What is asked of the source (for every target: words, words to keep) and of each target
+        (both)."""
+        source = tuple(
+            columns for words in self.words for columns in (words.source, words.source_subtract)
+        )
         groups: Groups = {("source", 0): (self.words[0].source_length, source)}
         for index, words in enumerate(self.words):
             groups["target", index] = (words.target_length, (words.target, words.target_subtract))
         return groups
 
-    def after_step(self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: BlendState) -> torch.Tensor:
+    def after_step(
+        self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: BlendState
+    ) -> torch.Tensor:
         if place.step < int(self.start * place.steps):
             return x
         blended = x.clone()
         for row, source in all_pairs(rows):
-            mask = self._mask(rows[row], rows[source], (x.shape[-2], x.shape[-1]), state.maps).to(x.device)
+            mask = self._mask(rows[row], rows[source], (x.shape[-2], x.shape[-1]), state.maps).to(
+                x.device
+            )
             state.masks[row] = mask
             blended[row] = blend(x[source], x[row], mask.to(x.dtype))
         return blended
@@ -105,18 +135,23 @@ class LocalBlend(Controller):
         """1 where the edit shows, [H, W] of the latent."""
         mask = torch.ones(size)
         if self.mask is not None:
-            mask = resize(self.mask[row.picture % len(self.mask)].float(), size, "area").clamp(0.0, 1.0)
+            mask = resize(self.mask[row.picture % len(self.mask)].float(), size, "area").clamp(
+                0.0, 1.0
+            )
         if self.words:
             mask = mask * self._words_mask(row, source, size, maps).to(mask.device)
         return mask
 
-    def _words_mask(self, row: Row, source: Row, size: tuple[int, int], maps: MapSum) -> torch.Tensor:
+    def _words_mask(
+        self, row: Row, source: Row, size: tuple[int, int], maps: MapSum
+    ) -> torch.Tensor:
         theirs, own = maps.sums.get(key_of(source)), maps.sums.get(key_of(row))
         if theirs is None or own is None or row.target >= len(self.words):
             raise PivotError(
                 "word maps of the source and of every target",
                 "none",
-                "Connect the words that belong to these target prompts, and remove patches that replace the UNet.",
+                "Connect the words that belong to these target prompts, and remove patches that "
+                "replace the UNet.",
                 self.title,
             )
         words, first = self.words[row.target], 2 * row.target
@@ -124,12 +159,19 @@ class LocalBlend(Controller):
         inside = torch.full(size, everywhere, device=own.device)
         for columns, found in ((words.source, theirs[..., first]), (words.target, own[..., 0])):
             inside |= self._exceeds(found, size, self.threshold, self.pool) if columns else False
-        for columns, found in ((words.source_subtract, theirs[..., first + 1]), (words.target_subtract, own[..., 1])):
-            inside &= ~self._exceeds(found, size, self.subtract_threshold, False) if columns else True
+        for columns, found in (
+            (words.source_subtract, theirs[..., first + 1]),
+            (words.target_subtract, own[..., 1]),
+        ):
+            inside &= (
+                ~self._exceeds(found, size, self.subtract_threshold, False) if columns else True
+            )
         return inside.float()
 
     @staticmethod
-    def _exceeds(found: torch.Tensor, size: tuple[int, int], threshold: float, pool: bool) -> torch.Tensor:
+    def _exceeds(
+        found: torch.Tensor, size: tuple[int, int], threshold: float, pool: bool
+    ) -> torch.Tensor:
         if pool:
             found = torch.nn.functional.max_pool2d(found[None], 3, 1, 1)[0]
         found = resize(found, size)
@@ -142,6 +184,7 @@ class LocalBlend(Controller):
 
 
 def blend(source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`source + mask (target - source)` for [C, H, W] and a mask [H, W], exact where the mask is 0 or 1."""
+    """`source + mask (target - source)` for [C, H, W] and a mask [H, W], exact where the mask is 0
+    or 1."""
     mixed = torch.lerp(source, target, mask.expand_as(source))
     return torch.where(mask <= 0.0, source, torch.where(mask >= 1.0, target, mixed))

@@ -1,8 +1,10 @@
-"""MasaCtrl, mutual self-attention (Cao et al. 2023, arXiv 2304.08465): the target asks, the source's content answers.
+"""MasaCtrl, mutual self-attention (Cao et al. 2023, arXiv 2304.08465): the target asks, the
+source's content answers.
 
-In chosen layers and steps, conditioned and unconditioned rows alike, target queries meet the source's keys and
-values (METHODS 7). With masks the object's queries meet only the object's keys and the rest only the rest's: keys
-are selected, not masked, so both parts run on fused attention and no attention matrix is built.
+In chosen layers and steps, conditioned and unconditioned rows alike, target queries meet the
+source's keys and values (METHODS 7). With masks the object's queries meet only the object's keys
+and the rest only the rest's: keys are selected, not masked, so both parts run on fused attention
+and no attention matrix is built.
 """
 
 from __future__ import annotations
@@ -24,12 +26,19 @@ from ..core.attention import (
     all_pairs,
 )
 from ..core.layers import Layer, map_scale
-from ..core.maps import Groups, MapSum, StepMaps, key_of, resize, word_maps
+from ..core.maps import (
+    Groups,
+    MapSum,
+    StepMaps,
+    key_of,
+    resize,
+    word_maps,
+)
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
-    """The paper's layers on any model: the way up from half the latent's size on. SD1.x: its layers 10 to 15 of 16
-    (up.2-3); SDXL: its layers 64 to 69 of 70 (up.1)."""
+    """The paper's layers on any model: the way up from half the latent's size on. SD1.x: its layers
+    10 to 15 of 16 (up.2-3); SDXL: its layers 64 to 69 of 70 (up.1)."""
     return frozenset(layer for layer in layers if layer.stage == "up" and layer.scale <= 2)
 
 
@@ -37,10 +46,11 @@ def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
 class AutoMask:
     """The object's mask from word maps of the step before (16x16 of 64x64 in the paper).
 
-    The paper's code takes the same step's layers so far; a host may run unconditioned rows in a call of their own, and
-    before the others, and they must see the same mask.
+    The paper's code takes the same step's layers so far; a host may run unconditioned rows in a
+    call of their own, and before the others, and they must see the same mask.
 
-    groups: the words of the source and of each target; scales: the scales the model has attention at;
+    groups: the words of the source and of each target; scales: the scales the model has attention
+    at;
     threshold: of maps normalised from their least to their greatest value.
     """
 
@@ -64,7 +74,8 @@ class MasaCtrl(Controller):
 
     layers: where; start, end: when, as fractions of the steps (0.08 is the paper's step 4 of 50).
     union: the target reads its own keys and values too.
-    source_mask, target_mask: [pictures or 1, H, W], 1 on the object; auto: masks from words instead.
+    source_mask, target_mask: [pictures or 1, H, W], 1 on the object; auto: masks from words
+    instead.
     """
 
     title: ClassVar[str] = "MasaCtrl Mutual Self-Attn"
@@ -80,16 +91,22 @@ class MasaCtrl(Controller):
         first, last = int(self.start * place.steps), int(self.end * place.steps)
         if not self.layers or first >= last:
             return False
-        return first <= place.step < last if kind == "self" else self.auto is not None and place.step < last
+        return (
+            first <= place.step < last
+            if kind == "self"
+            else self.auto is not None and place.step < last
+        )
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
-        """Self-attention of the layers; cross-attention where the automatic mask's maps are read."""
+        """Self-attention of the layers; cross-attention where the automatic mask's maps are
+        read."""
         if kind == "self":
             return layer in self.layers
         return self.auto is not None and layer.scale == map_scale(latent, self.auto.scales)
 
     def reads(self, place: Place) -> Reads:
-        """The unconditioned source row too: guidance would otherwise pull the target away from the source."""
+        """The unconditioned source row too: guidance would otherwise pull the target away from the
+        source."""
         if self.wants("self", place):
             return "both"
         return "cond" if self.wants("cross", place) else "nothing"
@@ -124,7 +141,8 @@ class MasaCtrl(Controller):
     def _masks(
         self, call: AttentionCall, row: int, source: int, state: StepMaps
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Which tokens are the object's, [tokens] of the source and of the target; None without masks."""
+        """Which tokens are the object's, [tokens] of the source and of the target; None without
+        masks."""
         own = self._mask(call, row, self.target_mask, state)
         theirs = self._mask(call, source, self.source_mask, state)
         if own is None and theirs is None:
@@ -134,11 +152,17 @@ class MasaCtrl(Controller):
             return None
         return theirs, own
 
-    def _mask(self, call: AttentionCall, row: int, given: torch.Tensor | None, state: StepMaps) -> torch.Tensor | None:
+    def _mask(
+        self, call: AttentionCall, row: int, given: torch.Tensor | None, state: StepMaps
+    ) -> torch.Tensor | None:
         if given is not None:
             mask = given[call.rows[row].picture % len(given)]
         else:
-            found = None if self.auto is None else self.auto.mask(state.finished(call.place.step), call.rows[row])
+            found = (
+                None
+                if self.auto is None
+                else self.auto.mask(state.finished(call.place.step), call.rows[row])
+            )
             if found is None:
                 return None
             mask = found
@@ -155,17 +179,26 @@ class MasaCtrl(Controller):
         for queries, chosen in ((own, inside), (~own, ~inside)):
             chosen = chosen if chosen.any() else torch.ones_like(chosen)
             if queries.any():
-                part = call.fused(call.q[row : row + 1, queries], keys[:, chosen], values[:, chosen])
+                part = call.fused(
+                    call.q[row : row + 1, queries], keys[:, chosen], values[:, chosen]
+                )
                 out[queries] = part[0]
         return out
 
-    def _keys(self, call: AttentionCall, row: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values that a target row reads, [1, tokens, channels]: the source's, in union then its own."""
+    def _keys(
+        self, call: AttentionCall, row: int, source: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that a target row reads, [1, tokens, channels]: the source's, in union
+        then its own."""
         rows = [source, row] if self.union else [source]
-        return torch.cat([call.k[i] for i in rows])[None], torch.cat([call.v[i] for i in rows])[None]
+        return torch.cat([call.k[i] for i in rows])[None], torch.cat([call.v[i] for i in rows])[
+            None
+        ]
 
 
-def _read(call: AttentionCall, row: int, content: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _read(
+    call: AttentionCall, row: int, content: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     return call.fused(call.q[row : row + 1], *content)[0]
 
 

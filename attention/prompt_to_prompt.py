@@ -1,8 +1,10 @@
 """Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626), folded into V.
 
-Every edit of the paper is linear in the attention probabilities, so it can be applied to V instead and computed
-by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever built (METHODS 29.1). With alpha
-the window of each target column, c its weight, M and own its alignment, the edited output is
+Every edit of the paper is linear in the attention probabilities, so it can be applied to V instead
+and computed
+by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever built (METHODS
+29.1). With alpha the window of each target column, c its weight, M and own its alignment, the
+edited output is
 
     P_source [M (alpha c V_target)] + P_target [((1 - alpha) + alpha c own) V_target].
 """
@@ -14,7 +16,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..core.attention import Attend, AttentionCall, Controller, Kind, Place, check_window, cond_pairs, window_open
+from ..core.attention import (
+    Attend,
+    AttentionCall,
+    Controller,
+    Kind,
+    Place,
+    check_window,
+    cond_pairs,
+    window_open,
+)
 from ..core.errors import PivotError
 from ..core.layers import Layer
 from ..core.words import Alignment
@@ -29,7 +40,8 @@ class PromptToPrompt(Controller):
 
     alignments: how the columns of each target read the source's, one for each target prompt.
     cross, self_: windows (start, end) as fractions of the steps, noise first; start = end is never.
-    self_limit: self-attention is edited in layers with at most this fraction of the latent's positions.
+    self_limit: self-attention is edited in layers with at most this fraction of the latent's
+    positions.
     """
 
     title: ClassVar[str] = "P2P Attention Controller"
@@ -43,7 +55,8 @@ class PromptToPrompt(Controller):
         check_window(self.self_, "self_")
 
     def wants(self, kind: Kind, place: Place) -> bool:
-        """Cross windows count on a table of N + 1 rows, self windows on N, as in the reference (METHODS 3.3)."""
+        """Cross windows count on a table of N + 1 rows, self windows on N, as in the reference
+        (METHODS 3.3)."""
         if kind == "self":
             return window_open(self.self_, place, place.steps)
         own = (window for alignment in self.alignments for _, window in alignment.windows)
@@ -57,7 +70,9 @@ class PromptToPrompt(Controller):
         """The run's tables by target, window and call, so that each is built once."""
         return {}
 
-    def __call__(self, call: AttentionCall, attend: Attend, state: dict[Any, Tables]) -> torch.Tensor:
+    def __call__(
+        self, call: AttentionCall, attend: Attend, state: dict[Any, Tables]
+    ) -> torch.Tensor:
         pairs = cond_pairs(call.rows)
         if not pairs or not self.works(call.site, call.place):
             return attend(call)
@@ -66,9 +81,14 @@ class PromptToPrompt(Controller):
         return attend(_with_source_maps(call, pairs))
 
     def _cross(
-        self, call: AttentionCall, attend: Attend, state: dict[Any, Tables], pairs: list[tuple[int, int]]
+        self,
+        call: AttentionCall,
+        attend: Attend,
+        state: dict[Any, Tables],
+        pairs: list[tuple[int, int]],
     ) -> torch.Tensor:
-        """The first term for all rows through the chain; the second only for rows that keep anything of theirs."""
+        """The first term for all rows through the chain; the second only for rows that keep
+        anything of theirs."""
         edited, read, kept = call.v.clone(), [], []
         for row, source in pairs:
             mapper, own = self._tables(call, self._alignment(call.rows[row].target), state)
@@ -96,7 +116,9 @@ class PromptToPrompt(Controller):
             PromptToPrompt.title,
         )
 
-    def _tables(self, call: AttentionCall, alignment: Alignment, state: dict[Any, Tables]) -> Tables:
+    def _tables(
+        self, call: AttentionCall, alignment: Alignment, state: dict[Any, Tables]
+    ) -> Tables:
         alpha = self._alpha(alignment, call.place)
         key = (id(alignment), tuple(alpha.tolist()), call.v.shape[1], call.v.dtype, call.v.device)
         if key not in state:
@@ -113,7 +135,8 @@ class PromptToPrompt(Controller):
 
 
 def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> AttentionCall:
-    """The call with q and k of every target row replaced by its source's: the source's map on the target's v."""
+    """The call with q and k of every target row replaced by its source's: the source's map on the
+    target's v."""
     order = list(range(len(call.q)))
     for target, source in pairs:
         order[target] = source
@@ -123,8 +146,9 @@ def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> Atte
 def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> Tables:
     """The tables for the T columns of this call, on v's device.
 
-    Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal keys and
-    values and share the attention equally, so the source's repeats all map to one copy of the target's columns.
+    Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal
+    keys and values and share the attention equally, so the source's repeats all map to one copy of
+    the target's columns.
     """
     precision = torch.promote_types(v.dtype, torch.float32)
     mapper, own, alpha = (table.to(precision) for table in (alignment.mapper, alignment.own, alpha))

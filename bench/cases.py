@@ -1,8 +1,9 @@
 """Eight kinds of edits on held-out scenes of the toy world, and the settings that suit each.
 
-A case is a scene, its prompts and the scene drawn again with the edit made: the true edited picture. Settings were
-chosen on scenes of their own (`TUNED_ON`), never on those that are judged: by hand at the papers' cfg, where methods
-are compared, and by `python -m bench.tuning`, which comes nearest to the true edits.
+A case is a scene, its prompts and the scene drawn again with the edit made: the true edited
+picture. Settings were chosen on scenes of their own (`TUNED_ON`), never on those that are judged:
+by hand at the papers' cfg, where methods are compared, and by `python -m bench.tuning`, which comes
+nearest to the true edits.
 """
 
 from __future__ import annotations
@@ -44,18 +45,22 @@ class Edit:
 
     @property
     def object_words(self) -> str:
-        """All words of either prompt that name the object, for Local Blend: together they show where it is."""
+        """All words of either prompt that name the object, for Local Blend: together they show
+        where it is."""
         said = f"{self.source} {self.target}".split()
         words = [getattr(scene, kind) for scene in (self.scene, self.truth) for kind in OBJECT]
         return ", ".join(dict.fromkeys(word for word in words if word in said))
 
 
-# -- how cases are drawn -----------------------------------------------------------------------------------
+# -- how cases are drawn
+# -----------------------------------------------------------------------------------
 
 
 def swapped(kind: str, scene: Scene, chance: random.Random) -> Edit:
     """One word of a kind changed."""
-    truth = scene.change(**{kind: chance.choice([word for word in WORDS[kind] if word != getattr(scene, kind)])})
+    truth = scene.change(
+        **{kind: chance.choice([word for word in WORDS[kind] if word != getattr(scene, kind)])}
+    )
     return Edit(scene, truth, scene.caption, truth.caption)
 
 
@@ -78,13 +83,14 @@ def reweighted(scene: Scene, chance: random.Random) -> Edit:
     return Edit(edit.scene, edit.truth, edit.source, edit.source, f"{edit.scene.pattern}: -4")
 
 
-# -- the kinds ---------------------------------------------------------------------------------------------
+# -- the kinds
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of edit: how its cases are drawn and its nodes are set. at_object: Local Blend edits at the object, else
-    everywhere but there."""
+    """A kind of edit: how its cases are drawn and its nodes are set. at_object: Local Blend edits
+    at the object, else everywhere but there."""
 
     name: str
     draw: Callable[[Scene, random.Random], Edit]
@@ -108,7 +114,9 @@ def _tuned() -> Any:
     return json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
 
 
-_BASE = Settings(cfg=7.5, steps=20, threshold=0.3, subtract_threshold=0.5, pool=False, masactrl_start=0.2)
+_BASE = Settings(
+    cfg=7.5, steps=20, threshold=0.3, subtract_threshold=0.5, pool=False, masactrl_start=0.2
+)
 _PATTERN = dataclasses.replace(_BASE, cross_end=0.2, self_end=0.2, self_limit=1.0)
 _SHAPE = dataclasses.replace(_BASE, mode="refine", self_end=0.2, pool=True)
 _KINDS = (

@@ -1,11 +1,10 @@
 """ComfyUI graphs of an edit under any inversion method and attention control, in API format.
 
-One graph makes the edits of one picture under one method, by any number of controls: the host inverts once. Node ids
-are names, so that a program finds each control's picture and report again:
+One graph makes the edits of one picture under one method, by any number of controls: the host
+inverts once. Node ids are names, so that a program finds each control's picture and report again:
 
-    graph = edit_graph(Case("photo.png", "a cat", "a dog", "cat, dog"), "direct", {"p2p_blend": Settings()})
-    result = client.run(graph)
-    result.images["p2p_blend"][0].save("dog.png")
+    graph = edit_graph(Case("photo.png", "a cat", "a dog", "cat, dog"), "direct", {"p2p_blend":
+    Settings()}) result = client.run(graph) result.images["p2p_blend"][0].save("dog.png")
     rows_per_step(result.texts["p2p_blend.report"][0])
 """
 
@@ -16,16 +15,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bench.client import Graph
-from bench.pack import part
+from tools.client import Graph
+from tools.pack import part
 
 STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An uploaded picture, its prompts, words whose place changes (for Local Blend; subtract: whose place stays) and
-    word weights."""
+    """An uploaded picture, its prompts, words whose place changes (for Local Blend; subtract: whose
+    place stays) and word weights."""
 
     picture: str
     source: str
@@ -37,8 +36,8 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What an edit's nodes are set to, by the nodes' own names: P2P's windows, Local Blend, MasaCtrl, guidance; by
-    default as the papers have it."""
+    """What an edit's nodes are set to, by the nodes' own names: P2P's windows, Local Blend,
+    MasaCtrl, guidance; by default as the papers have it."""
 
     cfg: float = 7.5
     steps: int = STEPS
@@ -56,7 +55,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How an inversion method's nodes are set. preset: of Null-Text Optimize; matched: inverted at the edit's cfg."""
+    """How an inversion method's nodes are set. preset: of Null-Text Optimize; matched: inverted at
+    the edit's cfg."""
 
     correction: str
     inverter: str = "ddim"
@@ -76,9 +76,9 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What acts while the edit is sampled: P2P, Local Blend, MasaCtrl, and a preset of CFG / Proximal Guidance. paste:
-    the edit is pasted into the picture at Local Blend's mask. output: what the Edit Sampler gives, the edit (0) or the
-    source as it comes back (1)."""
+    """What acts while the edit is sampled: P2P, Local Blend, MasaCtrl, and a preset of CFG /
+    Proximal Guidance. paste: the edit is pasted into the picture at Local Blend's mask. output:
+    what the Edit Sampler gives, the edit (0) or the source as it comes back (1)."""
 
     p2p: bool = False
     blend: bool = False
@@ -112,17 +112,20 @@ def edit_graph(
     prefix: str = "pivot/bench",
     check: bool = False,
 ) -> Graph:
-    """The graph of one method and some controls, each with its settings; all settings need the same steps and, for
-    methods that are matched or optimised to it, the same cfg.
+    """The graph of one method and some controls, each with its settings; all settings need the same
+    steps and, for methods that are matched or optimised to it, the same cfg.
 
-    A control may stand there more than once, as `<control>@<anything>`. Saves a picture at every name; `<name>.report`
-    shows the sampler's report. checkpoint: a file for the stock loader ("": the toy model). check: saves the
-    autoencoder's round trip as `ceiling`, too.
+    A control may stand there more than once, as `<control>@<anything>`. Saves a picture at every
+    name; `<name>.report` shows the sampler's report. checkpoint: a file for the stock loader ("":
+    the toy model). check: saves the autoencoder's round trip as `ceiling`, too.
     """
     steps, cfgs = {one.steps for one in controls.values()}, {one.cfg for one in controls.values()}
     chosen = METHODS[method]
     if len(steps) != 1 or (len(cfgs) != 1 and (chosen.matched or chosen.preset)):
-        raise ValueError(f"expected one number of steps and one cfg for {method}, got {sorted(steps)}, {sorted(cfgs)}")
+        raise ValueError(
+            f"expected one number of steps and one cfg for {method}, got {sorted(steps)}, "
+            f"{sorted(cfgs)}"
+        )
     graph = _inverted(case, chosen, steps.pop(), min(cfgs), checkpoint)
     for name, settings in controls.items():
         graph |= _edited(case, chosen, name, settings, prefix, graph)
@@ -143,8 +146,14 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 def _inverted(case: Case, method: Method, steps: int, cfg: float, checkpoint: str) -> Graph:
     """From the picture to the inversion, at node `inversion` or, optimised, `null_text`."""
-    loader = node("CheckpointLoaderSimple", ckpt_name=checkpoint) if checkpoint else node("PivotToyModel")
-    pair = node("PivotPromptPair", clip=["model", 1], source_prompt=["source", 1], target_prompt=case.target)
+    loader = (
+        node("CheckpointLoaderSimple", ckpt_name=checkpoint)
+        if checkpoint
+        else node("PivotToyModel")
+    )
+    pair = node(
+        "PivotPromptPair", clip=["model", 1], source_prompt=["source", 1], target_prompt=case.target
+    )
     empty = node("CLIPTextEncode", clip=["model", 1], text="")
     inversion = node(
         "PivotDDIMInversion",
@@ -169,17 +178,27 @@ def _inverted(case: Case, method: Method, steps: int, cfg: float, checkpoint: st
     if method.matched:
         inversion["inputs"] |= {"cfg": cfg, "negative": ["empty", 0]}
     if method.preset:
-        options = {"source": ["source", 0], "negative": ["empty", 0], "cfg": cfg, "preset": method.preset}
+        options = {
+            "source": ["source", 0],
+            "negative": ["empty", 0],
+            "cfg": cfg,
+            "preset": method.preset,
+        }
         options["checkpointing"] = "auto"
-        graph["null_text"] = node("PivotNullTextOptimize", model=["model", 0], inversion=["inversion", 0], **options)
+        graph["null_text"] = node(
+            "PivotNullTextOptimize", model=["model", 0], inversion=["inversion", 0], **options
+        )
         graph["null_text.report"] = node("PreviewAny", source=["null_text", 3])
     if method.matched or method.preset:
         graph["empty"] = empty
     return graph
 
 
-def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: str, there: Graph) -> Graph:
-    """From the inversion to a saved picture under one control; a sampler that is there already is not run again."""
+def _edited(
+    case: Case, method: Method, name: str, settings: Settings, prefix: str, there: Graph
+) -> Graph:
+    """From the inversion to a saved picture under one control; a sampler that is there already is
+    not run again."""
     control, graph = CONTROLS[control_of(name)], {}
     model: list[Any] = ["model", 0]
     for title, made in _controllers(case, control, settings):
@@ -197,7 +216,9 @@ def _edited(case: Case, method: Method, name: str, settings: Settings, prefix: s
         correction=method.correction,
     )
     if control.guidance:
-        graph[f"{name}.guidance"] = node("PivotProximalGuidance", **proximal(control.guidance, settings.quantile))
+        graph[f"{name}.guidance"] = node(
+            "PivotProximalGuidance", **proximal(control.guidance, settings.quantile)
+        )
         sampler["inputs"]["guidance"] = [f"{name}.guidance", 0]
     run = _place(there, sampler, f"{name}.edit")
     graph[run] = sampler
@@ -226,7 +247,9 @@ def _pasted(edited: list[Any], mask: list[Any]) -> dict[str, Any]:
     return node("ImageCompositeMasked", destination=["image", 0], source=edited, mask=mask, **place)
 
 
-def _controllers(case: Case, control: Control, settings: Settings) -> list[tuple[str, dict[str, Any]]]:
+def _controllers(
+    case: Case, control: Control, settings: Settings
+) -> list[tuple[str, dict[str, Any]]]:
     """The nodes that take a model and give one, in their order."""
     found = []
     if control.p2p:
@@ -236,7 +259,11 @@ def _controllers(case: Case, control: Control, settings: Settings) -> list[tuple
             "self_start": 0.0,
             "self_end": settings.self_end,
         }
-        others = {"mode": settings.mode, "self_limit": settings.self_limit, "word_weights": case.weights}
+        others = {
+            "mode": settings.mode,
+            "self_limit": settings.self_limit,
+            "word_weights": case.weights,
+        }
         found.append(("p2p", node("PivotPromptToPrompt", words=["pair", 2], **windows, **others)))
     if control.masactrl:
         options = {"mode": "plain", "layers": "auto", "start": settings.masactrl_start, "end": 1.0}
@@ -255,8 +282,9 @@ def _controllers(case: Case, control: Control, settings: Settings) -> list[tuple
 
 
 def proximal(preset: str, quantile: float | None = None) -> dict[str, Any]:
-    """Inputs of CFG / Proximal Guidance: a preset, or the same with another quantile, as custom values."""
-    rule = part("host.guidance").PRESETS[preset]
+    """Inputs of CFG / Proximal Guidance: a preset, or the same with another quantile, as custom
+    values."""
+    rule = part("host.tasks.guidance").PRESETS[preset]
     return {
         "preset": preset if quantile is None else "custom",
         "operator": rule.operator,
@@ -283,7 +311,8 @@ def saved(name: str, latent: list[Any], prefix: str) -> Graph:
 
 
 def rows_per_step(report: str) -> float:
-    """The UNet rows that an edit ran a step, out of the sampler's report; ValueError if it does not say."""
+    """The UNet rows that an edit ran a step, out of the sampler's report; ValueError if it does not
+    say."""
     found = re.search(r"([\d.]+) UNet rows a step", report)
     if found is None:
         raise ValueError(f"expected a sampler's report with UNet rows, got {report!r}")
@@ -291,11 +320,13 @@ def rows_per_step(report: str) -> float:
 
 
 def prepare_rows(method: str, steps: int, report: str = "") -> float:
-    """UNet rows that a picture needs before it is edited: of the inversion, by its formula, and of null-text's forward
-    and backward passes, which its report says."""
+    """UNet rows that a picture needs before it is edited: of the inversion, by its formula, and of
+    null-text's forward and backward passes, which its report says."""
     chosen = METHODS[method]
     calls = 1 + part("inversion").FixedPoint.iterations if chosen.matched else 1
     found = re.search(r"(\d+) forward and (\d+) backward UNet rows", report)
     if chosen.preset and found is None:
         raise ValueError(f"expected Null-Text Optimize's report with UNet rows, got {report!r}")
-    return steps * calls * (2 if chosen.matched else 1) + (int(found[1]) + int(found[2]) if found else 0)
+    return steps * calls * (2 if chosen.matched else 1) + (
+        int(found[1]) + int(found[2]) if found else 0
+    )

@@ -1,11 +1,14 @@
-"""How exactly every method brings a picture back: `make bench-inversion`, `out/bench/inversion.json`.
+"""How exactly every method brings a picture back: `make bench-inversion`,
+`out/bench/inversion.json`.
 
-Held-out toy pictures are inverted under their captions and replayed for their own caption at cfg 1, 3 and 7.5. A row
-says, of a method at a cfg: latent_mse, the mean over steps of the squared distance to the trajectory; psnr of the
-decoded picture against the source, and ceiling_psnr, the autoencoder's own round trip; UNet rows that a picture needs
-before it can be edited, forward and backward. The reference's null-text, which costs most, runs on the first 20
-pictures; rows of `null_text fast` on the same 20 stand beside it. `--edits` also makes edits at cfg 7.5 under every
-correction (`inversion_edits.json`), and `--keep` copies the figures to `docs/figures/`, for README's tables.
+Held-out toy pictures are inverted under their captions and replayed for their own caption at cfg 1,
+3 and 7.5. A row
+says, of a method at a cfg: latent_mse, the mean over steps of the squared distance to the
+trajectory; psnr of the decoded picture against the source, and ceiling_psnr, the autoencoder's own
+round trip; UNet rows that a picture needs before it can be edited, forward and backward. The
+reference's null-text, which costs most, runs on the first 20 pictures; rows of `null_text fast` on
+the same 20 stand beside it. `--edits` also makes edits at cfg 7.5 under every correction
+(`inversion_edits.json`), and `--keep` copies the figures to `docs/figures/`, for README's tables.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import install
 from bench.cases import HELD_OUT, KINDS, Edit
-from bench.judge import judge, psnr
-from bench.pack import part
+from bench.judge import judge
+from tools import install
+from tools.pack import part
+from tools.pictures import psnr
 from toy.scenes import Scene
 
 OUT = install.ROOT / "out" / "bench" / "inversion.json"
@@ -43,7 +47,8 @@ class Bench:
 
 
 class CountedRows:
-    """Rows of the UNet calls made while it is entered: `forward`, and `backward`, on a model patcher."""
+    """Rows of the UNet calls made while it is entered: `forward`, and `backward`, on a model
+    patcher."""
 
     def __init__(self, model: Any) -> None:
         self.unet = model.model.diffusion_model
@@ -67,8 +72,8 @@ class CountedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How a picture is inverted and prepared for a cfg, and replayed. matched: inverted at the cfg itself; few: run on
-    the first pictures only."""
+    """How a picture is inverted and prepared for a cfg, and replayed. matched: inverted at the cfg
+    itself; few: run on the first pictures only."""
 
     name: str
     correction: str
@@ -97,73 +102,100 @@ class Pictures:
     """Toy pictures inverted together, each under its own text."""
 
     def __init__(self, bench: Bench, scenes: list[tuple[Scene, str]]) -> None:
-        prompts = part("host.prompts")
+        prompts = part("host.text.prompts")
         self.bench, self.scenes = bench, [scene for scene, _ in scenes]
         self.texts = [prompts.encode(bench.clip, text) for _, text in scenes]
         self.empty = prompts.encode(bench.clip, "")
         self.together = [[torch.cat([text[0][0] for text in self.texts]), self.texts[0][0][1]]]
-        encoded = [bench.vae.encode(torch.from_numpy(scene.render())[None]) for scene in self.scenes]
+        encoded = [
+            bench.vae.encode(torch.from_numpy(scene.render())[None]) for scene in self.scenes
+        ]
         self.latent = {"samples": torch.cat(encoded)}
         self.ceiling = [
-            psnr(self._decoded(one), scene.render()) for one, scene in zip(encoded, self.scenes, strict=True)
+            psnr(self._decoded(one), scene.render())
+            for one, scene in zip(encoded, self.scenes, strict=True)
         ]
 
     def prepared(self, method: Method, cfg: float) -> tuple[Any, int, int]:
         """The trajectory under a method, ready for a cfg, and the rows that were run for it."""
-        invert = part("host.inversion").invert_latent
+        invert = part("host.tasks.inversion").invert_latent
         own = cfg if method.matched else 1.0
         inverter = method.inverter()
         with CountedRows(self.bench.model) as rows:
             model, text = self.bench.model, self.together
-            pivot = invert(model, self.latent, text, STEPS, "reference", inverter, False, self.empty, own)[0]
+            pivot = invert(
+                model, self.latent, text, STEPS, "reference", inverter, False, self.empty, own
+            )[0]
             if method.preset:
-                host, settings = part("host.null_text"), part("inversion.null_text").PRESETS[method.preset]
-                found = host.run_optimization(model, pivot, text, self.empty, cfg, settings, "off")[0]
+                host, settings = (
+                    part("host.tasks.null_text"),
+                    part("inversion.null_text").PRESETS[method.preset],
+                )
+                found = host.run_optimization(model, pivot, text, self.empty, cfg, settings, "off")[
+                    0
+                ]
                 pivot = host.with_embeddings(pivot, found, self.empty, cfg, settings)
         return pivot, rows.forward, rows.backward
 
     def each(self, pivot: Any) -> Iterator[tuple[int, Any]]:
         """The trajectory of every single picture."""
-        mark = part("host.models").conditioning_fingerprint
+        mark = part("host.model.checks").conditioning_fingerprint
         for i, text in enumerate(self.texts):
             nulls = None if pivot.nulls is None else pivot.nulls[:, i : i + 1]
             yield (
                 i,
-                dataclasses.replace(pivot, latents=pivot.latents[:, i : i + 1], nulls=nulls, conditioning=mark(text)),
+                dataclasses.replace(
+                    pivot, latents=pivot.latents[:, i : i + 1], nulls=nulls, conditioning=mark(text)
+                ),
             )
 
     def back(self, method: Method, pivot: Any, cfg: float) -> list[tuple[float, float]]:
-        """Of every picture, the mean squared distance to the trajectory over the steps and PSNR of what comes back."""
+        """Of every picture, the mean squared distance to the trajectory over the steps and PSNR of
+        what comes back."""
         if method.preset:
             runs = [self._through_guider(method, one, i, cfg) for i, one in self.each(pivot)]
-            seen, made = (torch.cat(each, dim) for each, dim in zip(zip(*runs, strict=True), (1, 0), strict=True))
+            seen, made = (
+                torch.cat(each, dim)
+                for each, dim in zip(zip(*runs, strict=True), (1, 0), strict=True)
+            )
         else:
             seen, made = self._together(method, pivot, cfg)
         mse = (seen - pivot.latents.flip(0)[1:]).square().mean((0, 2, 3, 4))
-        found = [psnr(self._decoded(made[i : i + 1]), scene.render()) for i, scene in enumerate(self.scenes)]
+        found = [
+            psnr(self._decoded(made[i : i + 1]), scene.render())
+            for i, scene in enumerate(self.scenes)
+        ]
         return list(zip(mse.tolist(), found, strict=True))
 
-    def _through_guider(self, method: Method, pivot: Any, i: int, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents after every step [N, 1, C, H, W] and samples of one picture, by the Edit Guider's source row."""
+    def _through_guider(
+        self, method: Method, pivot: Any, i: int, cfg: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents after every step [N, 1, C, H, W] and samples of one picture, by the Edit Guider's
+        source row."""
         text, seen = self.texts[i], []
-        make, run = part("host.editing").edit_guider, part("host.sampling").run_edit
+        make, run = part("host.tasks.editing").edit_guider, part("host.run.sampling").run_edit
         guider = make(self.bench.model, pivot, text, text, self.empty, cfg, method.correction)
         result = run(guider, pivot, guider.correction, lambda x: seen.append(x[:1].float().cpu()))
         return torch.stack(seen), result.reconstructed.cpu()
 
-    def _together(self, method: Method, pivot: Any, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of all pictures at once, each under its own text, which the Edit Guider has not."""
+    def _together(
+        self, method: Method, pivot: Any, cfg: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of all pictures at once, each under its own text, which the Edit Guider has
+        not."""
         import comfy.samplers
 
         model, seen = self.bench.model, []
         correction = part("inversion").correction_named(method.correction)
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(self.together, self.together if method.correction == "negative_prompt" else self.empty)
+        guider.set_conds(
+            self.together, self.together if method.correction == "negative_prompt" else self.empty
+        )
         guider.set_cfg(cfg)
         samples = guider.sample(
             torch.zeros_like(self.latent["samples"]),
             self.latent["samples"],
-            part("host.sampling").ReplaySampler(pivot, correction),
+            part("host.run.sampling").ReplaySampler(pivot, correction),
             pivot.descending,
             callback=lambda i, denoised, x, steps: seen.append(x.float().cpu()),
             seed=0,
@@ -182,7 +214,10 @@ def chosen(only: list[str]) -> list[Method]:
 def reconstruction(bench: Bench, count: int, only: list[str]) -> Iterator[dict[str, Any]]:
     """A row for every method and cfg over the first held-out pictures."""
     scenes = [Scene.sample(FIRST + i) for i in range(count)]
-    chunks = [Pictures(bench, [(s, s.caption) for s in scenes[at : at + CHUNK]]) for at in range(0, count, CHUNK)]
+    chunks = [
+        Pictures(bench, [(s, s.caption) for s in scenes[at : at + CHUNK]])
+        for at in range(0, count, CHUNK)
+    ]
     for method in chosen(only):
         of = chunks[: FEW // CHUNK] if method.few else chunks
         for cfg in CFGS:
@@ -202,14 +237,20 @@ def _measured(method: Method, chunks: list[Pictures], cfg: float) -> dict[str, A
         "latent_mse": float(mse),
         "psnr": round(float(back), 3),
         "worst_psnr": round(float(np.min(found, axis=0)[1]), 3),
-        "ceiling_psnr": round(float(np.mean([one for chunk in chunks for one in chunk.ceiling])), 3),
+        "ceiling_psnr": round(
+            float(np.mean([one for chunk in chunks for one in chunk.ceiling])), 3
+        ),
         "forward_rows": round(forward / count, 2),
         "backward_rows": round(backward / count, 2),
         "seconds": round(time.time() - began, 1),
     }
 
 
-P2P = {"color": ("auto", 0.8, 0.8, 1.0), "pattern": ("auto", 0.8, 0.8, 1.0), "shape": ("refine", 0.8, 0.2, 0.25)}
+P2P = {
+    "color": ("auto", 0.8, 0.8, 1.0),
+    "pattern": ("auto", 0.8, 0.8, 1.0),
+    "shape": ("refine", 0.8, 0.2, 0.25),
+}
 """Edits by P2P alone: mode, ends of the cross and self windows, limit."""
 
 
@@ -228,32 +269,48 @@ def edited(bench: Bench, count: int, only: list[str], cfg: float = 7.5) -> Itera
             continue
         pivot, forward, backward = pictures.prepared(method, cfg)
         means = judged_edits(bench, pictures, pivot, these, cfg, method.correction)
-        rows = {"forward_rows": round(forward / count, 2), "backward_rows": round(backward / count, 2)}
+        rows = {
+            "forward_rows": round(forward / count, 2),
+            "backward_rows": round(backward / count, 2),
+        }
         yield {"method": method.name, "cfg": cfg, "n": count, **means, **rows}
 
 
 def judged_edits(
-    bench: Bench, pictures: Pictures, pivot: Any, these: list[tuple[str, Edit]], cfg: float, correction: str
+    bench: Bench,
+    pictures: Pictures,
+    pivot: Any,
+    these: list[tuple[str, Edit]],
+    cfg: float,
+    correction: str,
 ) -> dict[str, float]:
-    """Means over P2P edits from a trajectory of all pictures: read as the target, dB outside the object and to the
-    true edit."""
-    prompts, run, judged = part("host.prompts"), part("host.editing").edit, []
+    """Means over P2P edits from a trajectory of all pictures: read as the target, dB outside the
+    object and to the true edit."""
+    prompts, run, judged = part("host.text.prompts"), part("host.tasks.editing").edit, []
     for (i, one), (kind, edit) in zip(pictures.each(pivot), these, strict=True):
         words = (prompts.read_pair(bench.clip, edit.source, edit.target),)
-        model, target = controlled(bench.model, words, *P2P[kind]), prompts.encode(bench.clip, edit.target)
+        model, target = (
+            controlled(bench.model, words, *P2P[kind]),
+            prompts.encode(bench.clip, edit.target),
+        )
         made = run(model, one, pictures.texts[i], target, pictures.empty, cfg, correction)[0]
         judged.append(judge(edit, bench.vae.decode(made["samples"])[0].numpy()))
     names = ("success", "background_psnr", "truth_psnr")
-    return {name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names}
+    return {
+        name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names
+    }
 
 
 def controlled(model: Any, words: Any, mode: str, cross: float, self_: float, limit: float) -> Any:
     """The model under the P2P Attention Controller, its windows from the first step on."""
-    return part("host.controls").prompt_to_prompt(model, words, mode, (0.0, cross), (0.0, self_), limit)[0]
+    return part("host.tasks.controls").prompt_to_prompt(
+        model, words, mode, (0.0, cross), (0.0, self_), limit
+    )[0]
 
 
 def write(rows: Iterator[dict[str, Any]], path: pathlib.Path, go_on: bool) -> None:
-    """Every row as it is measured, into a file that always holds those so far; go_on: beside what it held before."""
+    """Every row as it is measured, into a file that always holds those so far; go_on: beside what
+    it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = json.loads(path.read_text()) if go_on and path.exists() else []
     for row in rows:
@@ -274,9 +331,18 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.inversion", description=__doc__)
     parser.add_argument("--count", type=int, default=50, help="pictures")
-    parser.add_argument("--edits", type=int, default=0, help="pictures edited at cfg 7.5 under every correction, too")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="METHOD", help="these, beside the rows of earlier runs"
+        "--edits",
+        type=int,
+        default=0,
+        help="pictures edited at cfg 7.5 under every correction, too",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="these, beside the rows of earlier runs",
     )
     parser.add_argument("--keep", action="store_true", help="copy the figures to docs/figures")
     options = parser.parse_args()

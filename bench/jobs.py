@@ -1,7 +1,8 @@
-"""Edits by the API, judged and kept: jobs, workers that have ComfyUI servers make them, a line for each picture.
+"""Edits by the API, judged and kept: jobs, workers that have ComfyUI servers make them, a line for
+each picture.
 
-A job is a case under one method and any controls. Every picture and its line are kept in a folder; a second run makes
-only what is missing or was set otherwise.
+A job is a case under one method and any controls. Every picture and its line are kept in a folder;
+a second run makes only what is missing or was set otherwise.
 """
 
 from __future__ import annotations
@@ -22,23 +23,34 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench import install
 from bench.cases import HELD_OUT, KINDS, Edit
-from bench.client import Client, Graph, JobFailed, Result, ServerError
-from bench.graphs import Case, Settings, control_of, edit_graph, node, prepare_rows, rows_per_step, sampler_of, saved
-from bench.judge import judge, kept, psnr, to_array, to_image
-from bench.pack import digest
-from bench.server import Server, ServerFailed, has_accelerator, stop_on_signals
+from bench.graphs import (
+    Case,
+    Settings,
+    control_of,
+    edit_graph,
+    node,
+    prepare_rows,
+    rows_per_step,
+    sampler_of,
+    saved,
+)
+from bench.judge import judge
 from bench.summary import LIMITS, key, read_lines
-from toy.scenes import SIZE
+from tools import install
+from tools.client import Client, Graph, JobFailed, Result, ServerError
+from tools.pack import digest
+from tools.pictures import psnr, to_array, to_image
+from tools.server import Server, ServerFailed, has_accelerator, stop_on_signals
+from toy.scenes import SIZE, kept
 
 CELL = 8  # pixels of a latent's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A case under one method and some controls; method `autoencoder` makes the limits. first: where its scenes come
-    from, by default those that are held out."""
+    """A case under one method and some controls; method `autoencoder` makes the limits. first:
+    where its scenes come from, by default those that are held out."""
 
     kind: str
     index: int
@@ -74,7 +86,8 @@ class Job:
         return key(self.case, self.method, control_of(name), dataclasses.asdict(settings))
 
 
-# -- running it --------------------------------------------------------------------------------------------
+# -- running it
+# --------------------------------------------------------------------------------------------
 
 
 class Uploads:
@@ -115,15 +128,23 @@ def _words(job: Job) -> tuple[str, str]:
 
 
 def changeable(edit: Edit) -> np.ndarray:
-    """1 in the latent's cells where the true edit changes a pixel, and in their neighbours, [H, W] of the picture."""
-    cells = (kept(edit.scene, edit.truth) < 0.5).reshape(SIZE // CELL, CELL, SIZE // CELL, CELL).any((1, 3))
+    """1 in the latent's cells where the true edit changes a pixel, and in their neighbours, [H, W]
+    of the picture."""
+    cells = (
+        (kept(edit.scene, edit.truth) < 0.5)
+        .reshape(SIZE // CELL, CELL, SIZE // CELL, CELL)
+        .any((1, 3))
+    )
     wide = np.pad(cells, 1)
-    around = np.max([wide[y : y + len(cells), x : x + len(cells)] for y in range(3) for x in range(3)], axis=0)
+    around = np.max(
+        [wide[y : y + len(cells), x : x + len(cells)] for y in range(3) for x in range(3)], axis=0
+    )
     return np.kron(around, np.ones((CELL, CELL))).astype(np.float32)
 
 
 def limits_graph(picture: str, truth: str, mask: str) -> Graph:
-    """What the autoencoder makes of the source, of the true edit, and of the latter's latents within a mask."""
+    """What the autoencoder makes of the source, of the true edit, and of the latter's latents
+    within a mask."""
     graph = {
         "model": node("PivotToyModel"),
         "mask": node("LoadImageMask", image=mask, channel="red"),
@@ -140,7 +161,11 @@ def limits_graph(picture: str, truth: str, mask: str) -> Graph:
     for name, image in (("source", picture), ("truth", truth)):
         graph[f"{name}.image"] = node("LoadImage", image=image)
         graph[f"{name}.latent"] = node("VAEEncode", pixels=[f"{name}.image", 0], vae=["model", 2])
-    for name, latent in (("ceiling", "source.latent"), ("true", "truth.latent"), ("masked", "both")):
+    for name, latent in (
+        ("ceiling", "source.latent"),
+        ("true", "truth.latent"),
+        ("masked", "both"),
+    ):
         graph |= saved(name, [latent, 0], "pivot/limits")
     return graph
 
@@ -165,7 +190,8 @@ class Workers:
         self.versions: dict[str, str] = {}
 
     def run(self) -> Iterator[Done]:
-        """What every job gave, as it comes; its servers end with it, however it ends. What ends a worker raises."""
+        """What every job gave, as it comes; its servers end with it, however it ends. What ends a
+        worker raises."""
         with contextlib.ExitStack() as stack:
             servers = [stack.enter_context(Server()) for _ in range(self.count)]
             for server in servers:
@@ -184,7 +210,9 @@ class Workers:
         try:
             with Client(server.url) as client:
                 system = client.system_stats()
-                self.versions = {key: system["system"][key] for key in ("comfyui_version", "pytorch_version")}
+                self.versions = {
+                    key: system["system"][key] for key in ("comfyui_version", "pytorch_version")
+                }
                 self.versions["device"] = system["devices"][0]["name"]
                 posted: collections.deque[tuple[Job, Graph]] = collections.deque()
                 for result in client.run_all(self._graphs(client, posted)):
@@ -193,7 +221,9 @@ class Workers:
         except Exception as error:
             self.results.put(error)
 
-    def _graphs(self, client: Client, posted: collections.deque[tuple[Job, Graph]]) -> Iterator[Graph]:
+    def _graphs(
+        self, client: Client, posted: collections.deque[tuple[Job, Graph]]
+    ) -> Iterator[Graph]:
         upload = Uploads(client)
         while True:
             with self.lock:
@@ -205,31 +235,45 @@ class Workers:
                 yield posted[-1][1]
 
 
-# -- what was made -----------------------------------------------------------------------------------------
+# -- what was made
+# -----------------------------------------------------------------------------------------
 
 
-def lines_of(job: Job, graph: Graph, result: Result, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+def lines_of(
+    job: Job, graph: Graph, result: Result, folder: pathlib.Path
+) -> Iterator[dict[str, Any]]:
     """A line for every picture of a job, which is judged and kept."""
     saved = LIMITS if job.method == "autoencoder" else {name: name for name, _ in job.controls}
     settings = dict(job.controls)
     for name, output in saved.items():
         picture, own = result.images[output][0], settings.get(name)
-        line = {"case": job.case, "kind": job.kind, "method": job.method, "control": control_of(name)}
+        line = {
+            "case": job.case,
+            "kind": job.kind,
+            "method": job.method,
+            "control": control_of(name),
+        }
         line |= {"settings": dataclasses.asdict(own) if own else {}, "pack": digest()}
         line["picture"] = picture_name(line)
         keep(picture, folder / line["picture"])
         found = judge(job.edit, to_array(picture))
         line |= {"edit_success": found.success, **dataclasses.asdict(found)}
-        yield line | (costs(job.method, own.steps, name, graph, result) if own else _ceiling(job.edit, picture))
+        yield line | (
+            costs(job.method, own.steps, name, graph, result)
+            if own
+            else _ceiling(job.edit, picture)
+        )
 
 
 def _ceiling(edit: Edit, picture: Image.Image) -> dict[str, float]:
-    return {"ceiling_psnr": psnr(to_array(picture), edit.scene.render(), kept(edit.scene, edit.truth))}
+    return {
+        "ceiling_psnr": psnr(to_array(picture), edit.scene.render(), kept(edit.scene, edit.truth))
+    }
 
 
 def costs(method: str, steps: int, name: str, graph: Graph, result: Result) -> dict[str, Any]:
-    """Rows and seconds, those of the sampler that runs for it; prepare_seconds are None where the server had the
-    inversion from the job before."""
+    """Rows and seconds, those of the sampler that runs for it; prepare_seconds are None where the
+    server had the inversion from the job before."""
     report = result.texts.get("null_text.report", [""])[0]
     inverted, optimised = (result.seconds.get(node) for node in ("inversion", "null_text"))
     return {
@@ -255,12 +299,14 @@ def keep(picture: Image.Image, path: pathlib.Path) -> None:
     partial.rename(path)
 
 
-# -- making what is missing --------------------------------------------------------------------------------
+# -- making what is missing
+# --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What a run has made: with which versions and device (none if nothing was missing), and how many jobs failed."""
+    """What a run has made: with which versions and device (none if nothing was missing), and how
+    many jobs failed."""
 
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: int = 0
@@ -269,14 +315,18 @@ class Made:
 def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers: int = 0) -> Made:
     """Make what `folder/name` has no line of.
 
-    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the next run tries them
-    again. What another version of the pack has made counts as made, and is told, too.
+    servers: side by side; 0: two, or one on a GPU or a single core. Failed jobs are told, and the
+    next run tries them again. What another version of the pack has made counts as made, and is
+    told, too.
     """
     path, version = folder / name, digest()
     there = read_lines(path)
     done = {key(line["case"], line["method"], line["control"], line["settings"]) for line in there}
     if old := sum(line.get("pack") != version for line in there):
-        print(f"{old} of {len(there)} pictures are from other versions of the pack; without {path} all are made anew")
+        print(
+            f"{old} of {len(there)} pictures are from other versions of the pack; without {path} "
+            "all are made anew"
+        )
     left = [found for case in jobs if (found := _left(case, done))]
     count = sum(map(len, left))
     print(f"{name}: {count} jobs of {sum(map(len, jobs))} to do", flush=True)
@@ -290,9 +340,15 @@ def make(jobs: Sequence[Sequence[Job]], folder: pathlib.Path, name: str, servers
         for number, one in enumerate(results, 1):
             if isinstance(one.result, JobFailed):
                 failed += 1
-                print(f"FAILED {one.job.case} {one.job.method}: {one.result}", file=sys.stderr, flush=True)
+                print(
+                    f"FAILED {one.job.case} {one.job.method}: {one.result}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 continue
-            file.writelines(json.dumps(line) + "\n" for line in lines_of(one.job, one.graph, one.result, folder))
+            file.writelines(
+                json.dumps(line) + "\n" for line in lines_of(one.job, one.graph, one.result, folder)
+            )
             file.flush()
             print(f"\r{number}/{count}", end="" if sys.stdout.isatty() else "\n", flush=True)
     return Made({**workers.versions, "servers": str(workers.count)}, failed)
@@ -309,8 +365,8 @@ def _left(case: Sequence[Job], done: set[str]) -> list[Job]:
 
 
 def command(work: Callable[[], int]) -> int:
-    """Run a bench's command line: 1 after an error, which is printed as one line, 130 after an interrupt; what was made
-    is kept."""
+    """Run a bench's command line: 1 after an error, which is printed as one line, 130 after an
+    interrupt; what was made is kept."""
     stop_on_signals()
     try:
         return work()
@@ -323,7 +379,8 @@ def command(work: Callable[[], int]) -> int:
 
 
 def drop_cut_off_line(path: pathlib.Path) -> None:
-    """Take back what a run that was killed within a line has written of it, lest the next line is lost, too."""
+    """Take back what a run that was killed within a line has written of it, lest the next line is
+    lost, too."""
     if path.exists():
         text = path.read_bytes()
         path.write_bytes(text[: text.rfind(b"\n") + 1])

@@ -1,12 +1,13 @@
-"""What a stretch of torch code allocates, on any device: live and peak bytes, and every new tensor's shape.
+"""What a stretch of torch code allocates, on any device: live and peak bytes, and every new
+tensor's shape.
 
     with MemoryHook() as hook:
         run()
     hook.peak, hook.largest, hook.shapes
 
-Every operator is seen below autograd and below torch's composite operators (attention falls back to one that writes
-its maps out, and that is seen too). Only storages that the operators make are counted: weights and inputs are not.
-A kernel's private scratch memory is no tensor and is not seen.
+Every operator is seen below autograd and below torch's composite operators (attention falls back to
+one that writes its maps out, and that is seen too). Only storages that the operators make are
+counted: weights and inputs are not. A kernel's private scratch memory is no tensor and is not seen.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class MemoryHook(TorchDispatchMode):
-    """live, peak: bytes of the storages made since the hook was entered; largest: elements of the largest new
-    tensor; shapes: the shapes of all new tensors."""
+    """live, peak: bytes of the storages made since the hook was entered; largest: elements of the
+    largest new tensor; shapes: the shapes of all new tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,9 @@ class MemoryHook(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # inference mode hands composite operators over whole; their parts are what allocates
+        with (
+            self
+        ):  # inference mode hands composite operators over whole; their parts are what allocates
             out = func.decompose(*args, **kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
@@ -60,13 +63,17 @@ class MemoryHook(TorchDispatchMode):
         self.live -= size
 
 
-def attention_maps(shapes: Iterable[tuple[int, ...]], heads: int, queries: int, keys: int) -> list[tuple[int, ...]]:
-    """The shapes that hold attention maps: queries x keys, of one head or of several flattened into the rows."""
+def attention_maps(
+    shapes: Iterable[tuple[int, ...]], heads: int, queries: int, keys: int
+) -> list[tuple[int, ...]]:
+    """The shapes that hold attention maps: queries x keys, of one head or of several flattened into
+    the rows."""
     size = heads * queries * keys
     return [
         shape
         for shape in shapes
-        if shape[-2:] == (queries, keys) or (shape[-1:] == (keys,) and torch.Size(shape).numel() % size == 0)
+        if shape[-2:] == (queries, keys)
+        or (shape[-1:] == (keys,) and torch.Size(shape).numel() % size == 0)
     ]
 
 

@@ -1,8 +1,9 @@
-"""Variants of null-text optimisation, side by side: `python -m bench.null_text`, `docs/figures/null_text.json`.
+"""Variants of null-text optimisation, side by side: `python -m bench.null_text`,
+`docs/figures/null_text.json`.
 
-On held-out toy pictures at cfg 7.5: the mean squared distance to the trajectory, and the UNet rows that a picture took
-beyond its inversion; of some variants also P2P edits, with the embeddings read by source and target or by the source
-alone. `docs/NULL_TEXT.md` takes its tables from here.
+On held-out toy pictures at cfg 7.5: the mean squared distance to the trajectory, and the UNet rows
+that a picture took beyond its inversion; of some variants also P2P edits, with the embeddings read
+by source and target or by the source alone. `docs/NULL_TEXT.md` takes its tables from here.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 
 import torch
 
-from bench import install
 from bench.inversion import STEPS, Bench, CountedRows, Method, Pictures, edit_cases, judged_edits
-from bench.pack import part
 from bench.readme import fill
+from tools import install
+from tools.pack import part
 
 FIGURES = install.ROOT / "docs" / "figures" / "null_text.json"
 DOCUMENT = install.ROOT / "docs" / "NULL_TEXT.md"
@@ -27,7 +28,8 @@ CFG = 7.5
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What is varied; single: who reads the embeddings in edits, the source alone (True), targets too, or no edits."""
+    """What is varied; single: who reads the embeddings in edits, the source alone (True), targets
+    too, or no edits."""
 
     name: str
     settings: Any
@@ -63,7 +65,7 @@ def measured(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
     """A row for every variant."""
     these = edit_cases(count)
     pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in these])
-    host, null_text = part("host.null_text"), part("inversion.null_text")
+    host, null_text = part("host.tasks.null_text"), part("inversion.null_text")
     plain = pictures.prepared(Method("ddim", "none", part("inversion").Ddim), CFG)[0]
     for variant in variants():
         own = null_text.SOLVERS["secant"]
@@ -76,11 +78,17 @@ def measured(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
         pivot = host.with_embeddings(plain, found, pictures.empty, CFG, variant.settings)
         row = {"variant": variant.name, "n": count, "error": float(found.error.mean())}
         row |= {"rows": round((rows.forward + rows.backward) / count, 1)}
-        yield row | {"edits": [_edits(bench, pictures, pivot, these, single) for single in variant.single]}
+        yield row | {
+            "edits": [_edits(bench, pictures, pivot, these, single) for single in variant.single]
+        }
 
 
-def _edits(bench: Bench, pictures: Pictures, pivot: Any, these: list[Any], single: bool) -> dict[str, Any]:
-    pivot = dataclasses.replace(pivot, correction=dataclasses.replace(pivot.correction, single_branch=single))
+def _edits(
+    bench: Bench, pictures: Pictures, pivot: Any, these: list[Any], single: bool
+) -> dict[str, Any]:
+    pivot = dataclasses.replace(
+        pivot, correction=dataclasses.replace(pivot.correction, single_branch=single)
+    )
     means = judged_edits(bench, pictures, pivot, these, CFG, "auto")
     return {"read_by": "source alone" if single else "source and target", **means}
 
@@ -89,13 +97,26 @@ def tables(rows: list[dict[str, Any]]) -> str:
     """The log's tables."""
     lines = ["| embedding | error | rows |", "|---|---|---|"]
     lines += [f"| {row['variant']} | {row['error']:.1e} | {row['rows']:.0f} |" for row in rows]
-    lines += ["", "| edits | embedding read by | read as the target | outside the object | to the true edit |"]
+    lines += [
+        "",
+        "| edits | embedding read by | read as the target | outside the object | to the true edit "
+        "|",
+    ]
     lines += ["|---|---|---|---|---|"]
     for row in rows:
         for edit in row["edits"]:
-            figures = f"{100 * edit['success']:.0f} % | {edit['background_psnr']:.1f} dB | {edit['truth_psnr']:.1f} dB"
+            figures = (
+                f"{100 * edit['success']:.0f} % | {edit['background_psnr']:.1f} dB | "
+                f"{edit['truth_psnr']:.1f} dB"
+            )
             lines.append(f"| {row['variant']} | {edit['read_by']} | {figures} |")
-    return "\n".join([*lines, "", f"{rows[0]['n']} pictures, {STEPS} steps, cfg {CFG:g}; rows beyond the inversion's."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{rows[0]['n']} pictures, {STEPS} steps, cfg {CFG:g}; rows beyond the inversion's.",
+        ]
+    )
 
 
 def filled(text: str) -> str:

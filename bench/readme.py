@@ -1,9 +1,11 @@
-"""Fills README's tables from the registries and from measured figures: `python -m bench.readme [--demo] [--speed]`.
+"""Fills README's tables from the registries and from measured figures: `python -m bench.readme
+[--demo] [--speed]`.
 
-Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, from the last `make demo`,
-whose report and picture `--demo` takes over, from the last `make bench-speed`, which `--speed` takes over, from
-`python -m bench.benchmarks --keep` and from `python -m bench.inversion --edits 21 --keep`.
-Numbers are never typed into README by hand, and `tests/contract/test_readme.py` compares.
+Figures come from `docs/figures/toy.json`, which `python -m toy.evaluate --json` writes, from the
+last `make demo`, whose report and picture `--demo` takes over, from the last `make bench-speed`,
+which `--speed` takes over, from `python -m bench.benchmarks --keep` and from `python -m
+bench.inversion --edits 21 --keep`. Numbers are never typed into README by hand, and
+`tests/contract/test_readme.py` compares.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.cases import KINDS
-from bench.pack import NAME, part
 from bench.summary import TUNED, find, suited
+from tools.pack import NAME, part
 
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 DOCUMENT = ROOT / "README.md"
@@ -49,7 +51,7 @@ def methods() -> str:
 def _method_row(kind: type, where: str, what: str) -> str:
     module = importlib.import_module(kind.__module__)
     name = kind.__module__.removeprefix(f"{NAME}.")
-    paper = re.search(r"\(([^()]*?), arXiv ([\d.]+)", module.__doc__ or "")
+    paper = re.search(r"\(([^()]*?), arXiv\s([\d.]+)", module.__doc__ or "")
     if paper is None:
         raise ValueError(f"{name} names no paper in its docstring")
     link = f"[{paper[1].split(';')[0]}](https://arxiv.org/abs/{paper[2]})"
@@ -57,7 +59,9 @@ def _method_row(kind: type, where: str, what: str) -> str:
 
 
 def _summary(kind: type) -> str:
-    return (kind.__doc__ or "").strip().split("\n")[0].rstrip(".")
+    """The first sentence of its docstring."""
+    paragraph = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
 
 
 def nodes() -> str:
@@ -82,7 +86,10 @@ def demo() -> str:
     figures = _figures("demo.json")
     rows = ["| figure | value |", "|---|---|"]
     rows += [f"| {text} | {figures[key]:.2f} dB |" for key, text in DEMO.items()]
-    rows.append(f"| every word of the target read back from the edit | {'yes' if figures['edit_success'] else 'no'} |")
+    rows.append(
+        "| every word of the target read back from the edit | "
+        f"{'yes' if figures['edit_success'] else 'no'} |"
+    )
     return "\n".join(rows)
 
 
@@ -100,16 +107,24 @@ def speed() -> str:
             column = next((text for end, text in SETTINGS.items() if setting.endswith(end)), "fp32")
             row = found.setdefault(name, {"target": target, "reference": each["reference"]})
             row[column] = f"{each['value']:g}"
-    present = [column for column in SETTINGS.values() if any(column in row for row in found.values())]
+    present = [
+        column for column in SETTINGS.values() if any(column in row for row in found.values())
+    ]
     columns = [*present, "target", "reference"]
     rows = [f"| figure | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    rows += [f"| {name} | {' | '.join(row.get(c, '') for c in columns)} |" for name, row in found.items()]
-    return "\n".join([*rows, "", "SD1.5's size, 512x512, where nothing else is said.", *_runs(figures)])
+    rows += [
+        f"| {name} | {' | '.join(row.get(c, '') for c in columns)} |" for name, row in found.items()
+    ]
+    return "\n".join(
+        [*rows, "", "SD1.5's size, 512x512, where nothing else is said.", *_runs(figures)]
+    )
 
 
 def _runs(figures: list[dict[str, Any]]) -> list[str]:
     """A line for each run and device, with how many figures come from it."""
-    runs = collections.Counter((each.get("run", "earlier, not noted"), each["device"]) for each in figures)
+    runs = collections.Counter(
+        (each.get("run", "earlier, not noted"), each["device"]) for each in figures
+    )
     return [f"{count} figures by the run {run}: {device}." for (run, device), count in runs.items()]
 
 
@@ -131,9 +146,14 @@ def _edits_row(rows: list[Any], kind: str) -> str:
     if row["cfg"] == TUNED:
         cfg = f"{row['settings']['cfg']:g}, tuned"
         others.append(find(rows, "direct", "none", kind, TUNED))
-    shown = {"edit_success": ("{:.0f} %", 100.0), "background_psnr": ("{:.1f}", 1.0), "truth_psnr": ("{:.1f}", 1.0)}
+    shown = {
+        "edit_success": ("{:.0f} %", 100.0),
+        "background_psnr": ("{:.1f}", 1.0),
+        "truth_psnr": ("{:.1f}", 1.0),
+    }
     success, kept, near = (
-        f"{form.format(factor * row[name])} ({', '.join(form.format(factor * plain[name]) for plain in others)})"
+        f"{form.format(factor * row[name])} "
+        f"({', '.join(form.format(factor * plain[name]) for plain in others)})"
         for name, (form, factor) in shown.items()
     )
     cells = (kind, f"`{row['control']}`", cfg, success, kept, f"{row['ceiling_psnr']:.1f}", near)
@@ -145,21 +165,39 @@ def inversion() -> str:
     rows, made = _figures("inversion.json"), _figures("inversion_edits.json")
     cfgs = sorted({row["cfg"] for row in rows})
     head = " | ".join(f"cfg {cfg:g}" for cfg in cfgs)
-    lines = [f"| method | pictures | {head} | rows forward, backward |", f"|---|---|{'---|' * len(cfgs)}---|"]
+    lines = [
+        f"| method | pictures | {head} | rows forward, backward |",
+        f"|---|---|{'---|' * len(cfgs)}---|",
+    ]
     for name, count in dict.fromkeys((row["method"], row["n"]) for row in rows):
-        own = [next(r for r in rows if (r["method"], r["n"], r["cfg"]) == (name, count, cfg)) for cfg in cfgs]
+        own = [
+            next(r for r in rows if (r["method"], r["n"], r["cfg"]) == (name, count, cfg))
+            for cfg in cfgs
+        ]
         cells = " | ".join(f"{row['psnr']:.2f} ({row['latent_mse']:.1e})" for row in own)
-        lines.append(f"| {name} | {count} | {cells} | {own[-1]['forward_rows']:.0f}, {own[-1]['backward_rows']:.0f} |")
-    lines += ["", f"dB (squared distance to the trajectory); the autoencoder alone {rows[0]['ceiling_psnr']:.2f} dB."]
+        lines.append(
+            f"| {name} | {count} | {cells} | {own[-1]['forward_rows']:.0f}, "
+            f"{own[-1]['backward_rows']:.0f} |"
+        )
+    lines += [
+        "",
+        "dB (squared distance to the trajectory); the autoencoder alone "
+        f"{rows[0]['ceiling_psnr']:.2f} dB.",
+    ]
     lines += [
         "",
         "| P2P edits at cfg 7.5 | read as the target | outside the object | to the true edit |",
         "|---|---|---|---|",
     ]
     for row in made:
-        figures = f"{100 * row['success']:.0f} % | {row['background_psnr']:.1f} dB | {row['truth_psnr']:.1f} dB"
+        figures = (
+            f"{100 * row['success']:.0f} % | {row['background_psnr']:.1f} dB | "
+            f"{row['truth_psnr']:.1f} dB"
+        )
         lines.append(f"| {row['method']} | {figures} |")
-    return "\n".join([*lines, "", f"{made[0]['n']} pictures; color, pattern and shape; no Local Blend."])
+    return "\n".join(
+        [*lines, "", f"{made[0]['n']} pictures; color, pattern and shape; no Local Blend."]
+    )
 
 
 def _figures(name: str) -> Any:
@@ -168,12 +206,14 @@ def _figures(name: str) -> Any:
 
 def filled(text: str) -> str:
     """README with every marked section made anew."""
-    return fill(text, {made.__name__: made for made in (methods, toy, demo, edits, inversion, speed, nodes)})
+    return fill(
+        text, {made.__name__: made for made in (methods, toy, demo, edits, inversion, speed, nodes)}
+    )
 
 
 def fill(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
-    """A document with every section between `<!-- name -->` and `<!-- /name -->` made anew; ValueError if one is not
-    there once."""
+    """A document with every section between `<!-- name -->` and `<!-- /name -->` made anew;
+    ValueError if one is not there once."""
     for name, made in sections.items():
         section = made()
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -184,7 +224,8 @@ def fill(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
 
 
 def take_demo() -> None:
-    """Take over the last demo's figures and picture, the picture also as the workflow's thumbnail."""
+    """Take over the last demo's figures and picture, the picture also as the workflow's
+    thumbnail."""
     from PIL import Image
 
     made = ROOT / "out" / "demo"

@@ -1,15 +1,19 @@
 """`python -m bench.seconds`: seconds and peak memory of every method on this machine's GPU; writes
 out/bench/seconds.json.
 
-SD1.5 at 512x512 and SDXL at 1024x1024, fp16, of full size with random weights; one picture, 50 steps, cfg 7.5. Methods
-are the calls that the pack's nodes make. A figure is the median of a few whole runs after one that warms up: text
-encoder, autoencoder and loading are not in it, the copies to and from the GPU are. Without CUDA nothing is measured;
-`--model small` tries all of it on the CPU, on small UNets (seconds_small.json).
+SD1.5 at 512x512 and SDXL at 1024x1024, fp16, of full size with random weights; one picture, 50
+steps, cfg 7.5. Methods are the calls that the pack's nodes make. A figure is the median of a few
+whole runs after one that warms up: text encoder, autoencoder and loading are not in it, the copies
+to and from the GPU are. Without CUDA nothing is measured; `--model small` tries all of it on the
+CPU, on small UNets (seconds_small.json).
 
-* rows, backward_rows: UNet rows of one run, counted as they run. When fixed-point inversion and null-text stop depends
-  on the network, and random weights may take more rows or fewer than trained ones: seconds are of these rows.
-* peak_gib: on CUDA the most that torch held while the method ran; on the CPU the weights and what bench/memory.py saw.
-* An edit is of a given inversion, and under null_text of given embeddings: what made them has rows of its own.
+* rows, backward_rows: UNet rows of one run, counted as they run. When fixed-point inversion and
+  null-text stop depends on the network, and random weights may take more rows or fewer than trained
+  ones: seconds are of these rows.
+* peak_gib: on CUDA the most that torch held while the method ran; on the CPU the weights and what
+  bench/memory.py saw.
+* An edit is of a given inversion, and under null_text of given embeddings: what made them has rows
+  of its own.
 * note: what null-text planned for its memory (checkpointing is `auto`), or why there is no figure.
 """
 
@@ -28,10 +32,10 @@ from typing import Any
 import torch
 
 from bench import speed
-from bench.install import import_comfy
 from bench.inversion import CountedRows
 from bench.memory import MemoryHook
-from bench.pack import part
+from tools.install import import_comfy
+from tools.pack import part
 
 OUT = speed.OUT.with_name("seconds.json")
 STEPS, TURNS, CFG = 50, 3, speed.CFG
@@ -45,17 +49,23 @@ SETTINGS = {
         dataclasses.replace(speed.SDXL, title="SDXL"),
     ),
     "small": (
-        speed.Setting("small SD1.5", "SD15", {**_SMALL, "context_dim": 64}, 16, torch.float32, "cpu", 1),
-        speed.Setting("small SDXL", "SDXL", {**_SMALL, "context_dim": 128}, 16, torch.float32, "cpu", 1),
+        speed.Setting(
+            "small SD1.5", "SD15", {**_SMALL, "context_dim": 64}, 16, torch.float32, "cpu", 1
+        ),
+        speed.Setting(
+            "small SDXL", "SDXL", {**_SMALL, "context_dim": 128}, 16, torch.float32, "cpu", 1
+        ),
     ),
 }
 
 
-# -- what is measured ----------------------------------------------------------------------------------------
+# -- what is measured
+# ----------------------------------------------------------------------------------------
 
 
 class Picture(speed.Bed):
-    """A random picture on a model with random weights: its latent, its inversion, and every method on it."""
+    """A random picture on a model with random weights: its latent, its inversion, and every method
+    on it."""
 
     def __init__(self, setting: speed.Setting, steps: int) -> None:
         super().__init__(setting)
@@ -70,31 +80,39 @@ class Picture(speed.Bed):
 
     def optimized(self, preset: str) -> str:
         """Null-text optimisation of the inversion; what it planned for its memory."""
-        settings, texts = part("inversion.null_text").PRESETS[preset], (self.texts["source"], self.texts["negative"])
-        run = part("host.null_text").run_optimization
+        settings, texts = (
+            part("inversion.null_text").PRESETS[preset],
+            (self.texts["source"], self.texts["negative"]),
+        )
+        run = part("host.tasks.null_text").run_optimization
         return run(self.model, self.trajectory, *texts, CFG, settings, "auto")[1]
 
     def with_nulls(self) -> Any:
-        """The inversion with embeddings as `fast` leaves them; for what an edit costs any will do."""
+        """The inversion with embeddings as `fast` leaves them; for what an edit costs any will
+        do."""
         null_text, steps = part("inversion.null_text"), self.steps
         nulls = self.texts["source"][0][0].expand(steps, 1, -1, -1).clone()
-        found = null_text.Optimized(nulls, *torch.zeros(2, steps, 1), *torch.zeros(2, 1, dtype=torch.long))
-        make = part("host.null_text").with_embeddings
+        found = null_text.Optimized(
+            nulls, *torch.zeros(2, steps, 1), *torch.zeros(2, 1, dtype=torch.long)
+        )
+        make = part("host.tasks.null_text").with_embeddings
         return make(self.trajectory, found, self.texts["negative"], CFG, null_text.PRESETS["fast"])
 
     def prompt_to_prompt(self, correction: str) -> None:
         """An edit by Prompt-to-Prompt."""
-        words, control = (speed.prompts(),), part("host.controls").prompt_to_prompt
+        words, control = (speed.prompts(),), part("host.tasks.controls").prompt_to_prompt
         self._edit(control(self.model, words, "replace", CROSS, SELF, SELF_LIMIT)[0], correction)
 
     def masactrl(self, correction: str) -> None:
         """An edit by MasaCtrl."""
-        kind, control = part("attention").MasaCtrl, part("host.controls").masactrl
+        kind, control = part("attention").MasaCtrl, part("host.tasks.controls").masactrl
         self._edit(control(self.model, "auto", (kind.start, kind.end), kind.union)[0], correction)
 
     def _edit(self, model: Any, correction: str) -> None:
         trajectory = self.with_nulls() if correction == "null_text" else self.trajectory
-        part("host.editing").edit(model, trajectory, **self.texts, cfg=CFG, correction=correction)
+        part("host.tasks.editing").edit(
+            model, trajectory, **self.texts, cfg=CFG, correction=correction
+        )
 
     def sampled(self) -> None:
         """The host's own sampling of one picture: two rows a step."""
@@ -124,11 +142,13 @@ def methods(picture: Picture) -> dict[str, Callable[[], Any]]:
     }
 
 
-# -- how it is measured --------------------------------------------------------------------------------------
+# -- how it is measured
+# --------------------------------------------------------------------------------------
 
 
 class WholeRows(CountedRows):
-    """Rows of the whole latent: null-text also tries on small parts of it what memory it will need."""
+    """Rows of the whole latent: null-text also tries on small parts of it what memory it will
+    need."""
 
     def __init__(self, picture: Picture) -> None:
         super().__init__(picture.model)
@@ -140,7 +160,8 @@ class WholeRows(CountedRows):
 
 
 def timed(call: Callable[[], Any], device: str, turns: int) -> tuple[float, int]:
-    """The median seconds of a few runs, and the most bytes that were held meanwhile; on the CPU without weights."""
+    """The median seconds of a few runs, and the most bytes that were held meanwhile; on the CPU
+    without weights."""
     seconds = speed.seconds_on(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -208,7 +229,9 @@ def forget() -> None:
     comfy.model_management.soft_empty_cache()
 
 
-def write(settings: Sequence[speed.Setting], steps: int, turns: int, path: pathlib.Path) -> list[Row]:
+def write(
+    settings: Sequence[speed.Setting], steps: int, turns: int, path: pathlib.Path
+) -> list[Row]:
     """Every row as it is measured, into a file that always holds those so far."""
     made: list[Row] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +246,9 @@ def write(settings: Sequence[speed.Setting], steps: int, turns: int, path: pathl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.seconds", description=__doc__)
-    parser.add_argument("--model", choices=SETTINGS, default="full", help="small: small UNets, on the CPU")
+    parser.add_argument(
+        "--model", choices=SETTINGS, default="full", help="small: small UNets, on the CPU"
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--turns", type=int, default=TURNS, help="timed runs of each method")
     options = parser.parse_args(arguments)

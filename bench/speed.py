@@ -1,28 +1,32 @@
-"""`make bench-speed`: what attention control and null-text optimisation cost in time, memory and UNet rows; writes
-out/bench/speed.json.
+"""`make bench-speed`: what attention control and null-text optimisation cost in time, memory and
+UNet rows; writes out/bench/speed.json.
 
-Every figure is a ratio of things measured in one run, on UNets of full size with random weights where nothing else is
-said: SD1.5 at 512x512 on one CPU thread, in bf16 and in fp32, and, where there is CUDA, SDXL at 1024x1024 in fp16. The
-host's attention is torch's own. fp32 is what ComfyUI takes on a CPU, bf16 the precision of the comparison figures,
-whose CPU had a matrix unit (AMX).
+Every figure is a ratio of things measured in one run, on UNets of full size with random weights
+where nothing else is
+said: SD1.5 at 512x512 on one CPU thread, in bf16 and in fp32, and, where there is CUDA, SDXL at
+1024x1024 in fp16. The host's attention is torch's own. fp32 is what ComfyUI takes on a CPU, bf16
+the precision of the comparison figures, whose CPU had a matrix unit (AMX).
 
-* A step is one call of the real guider, from the sampler's latents to denoised ones; loading is not in the time.
-  Cases take turns, and a ratio is the median over turns of the ratio within a turn.
-* Controlled step / plain step: self and cross windows open, against a controller that has the same rows run and edits
-  nothing. P2P under direct inversion runs 3 rows, MasaCtrl 4.
-* Whole edit / materialised way: 10 steps, cross .8, self .4, put together from one measured step of each kind: all
-  windows open, cross alone, all closed. The materialised way is tests/host/materialised.py, 4 rows at every step;
-  tests/host/test_materialised.py shows that both give the same edit.
-  Under negative-prompt inversion the open steps are those of direct, and the closed ones are plain steps of 3 rows.
-* Memory: peak of the activations of one step (bench/memory.py; on CUDA the allocator's own peak), and the new
-  tensors that have the shape of attention maps of 256 tokens or more.
+* A step is one call of the real guider, from the sampler's latents to denoised ones; loading is not
+  in the time. Cases take turns, and a ratio is the median over turns of the ratio within a turn.
+* Controlled step / plain step: self and cross windows open, against a controller that has the same
+  rows run and edits nothing. P2P under direct inversion runs 3 rows, MasaCtrl 4.
+* Whole edit / materialised way: 10 steps, cross .8, self .4, put together from one measured step of
+  each kind: all windows open, cross alone, all closed. The materialised way is
+  tests/host/materialised.py, 4 rows at every step; tests/host/test_materialised.py shows that both
+  give the same edit. Under negative-prompt inversion the open steps are those of direct, and the
+  closed ones are plain steps of 3 rows.
+* Memory: peak of the activations of one step (bench/memory.py; on CUDA the allocator's own peak),
+  and the new tensors that have the shape of attention maps of 256 tokens or more.
 * Rows per step: counted by the guider over an edit of 50 steps on a small UNet.
-* Null-text rows: counted by the optimisation of the toy model's first held-out picture over 50 steps, because when the
-  reference's optimiser stops depends on a trained network. Its passes, forward alone and forward and back, are timed
-  and their memory seen on a UNet of SD1.5's topology, in the first step of an optimisation by the pack's own code.
+* Null-text rows: counted by the optimisation of the toy model's first held-out picture over 50
+  steps, because when the reference's optimiser stops depends on a trained network. Its passes,
+  forward alone and forward and back, are timed and their memory seen on a UNet of SD1.5's topology,
+  in the first step of an optimisation by the pack's own code.
 
-A figure has the `run` that it was measured in, and its `device` says the versions of torch and ComfyUI. `--only PART`
-measures some parts anew; the other figures stay those of the earlier run in out/bench/speed.json, else in docs/figures.
+A figure has the `run` that it was measured in, and its `device` says the versions of torch and
+ComfyUI. `--only PART` measures some parts anew; the other figures stay those of the earlier run in
+out/bench/speed.json, else in docs/figures.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ from typing import Any
 
 import torch
 
-from bench.install import ROOT, import_comfy
 from bench.inversion import FIRST
 from bench.memory import MemoryHook, attention_maps
-from bench.pack import part
+from tools.install import ROOT, import_comfy
+from tools.pack import part
 from toy.scenes import Scene
 
 OUT = ROOT / "out" / "bench" / "speed.json"
@@ -55,18 +59,21 @@ CFG = 7.5
 OVERHEAD = 1.05
 FEWER = 0.25  # null-text rows of `fast`, of the reference's, at most
 TEXT = 77  # columns of a prompt
-SMALLEST = 256  # tokens of which maps are looked for; those of the 8x8 in the middle are smaller than all else
+# tokens of which maps are looked for; those of the 8x8 in the middle are smaller than all else
+SMALLEST = 256
 
 Figure = dict[str, Any]
 Result = dict[str, list[float]]
 
 
-# -- what is measured on -------------------------------------------------------------------------------------
+# -- what is measured on
+# -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A full-size UNet: its kind and what differs from the small one of tests/host/unets.py; side of the latent."""
+    """A full-size UNet: its kind and what differs from the small one of tests/host/unets.py; side
+    of the latent."""
 
     title: str
     kind: str
@@ -166,15 +173,21 @@ def alignment(mode: str) -> Any:
 
 
 class Bed:
-    """A model with random weights, a made-up inversion of 10 steps and random texts: what guiders are made from."""
+    """A model with random weights, a made-up inversion of 10 steps and random texts: what guiders
+    are made from."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.model = build(setting)
-        models = part("host.models")
+        models = part("host.model.checks")
         sigmas = part("core.schedule").level_table(models.trained_sigmas(self.model), STEPS)
-        self.texts = {name: self._text(seed) for seed, name in enumerate(("source", "target", "negative"))}
-        marks = models.fingerprint(self.model), models.conditioning_fingerprint(self.texts["source"])
+        self.texts = {
+            name: self._text(seed) for seed, name in enumerate(("source", "target", "negative"))
+        }
+        marks = (
+            models.fingerprint(self.model),
+            models.conditioning_fingerprint(self.texts["source"]),
+        )
         latents = torch.randn(STEPS + 1, 1, 4, setting.side, setting.side)
         self.trajectory = part("core.trajectory").Trajectory(sigmas, latents, "ddim", *marks)
 
@@ -185,8 +198,10 @@ class Bed:
 
     def controlled(self, controller: Any) -> Any:
         """The edit guider under direct inversion with one controller."""
-        model = part("host.patching").add_controller(self.model, controller)
-        return part("host.editing").edit_guider(model, self.trajectory, **self.texts, cfg=CFG, correction="direct")
+        model = part("host.run.patching").add_controller(self.model, controller)
+        return part("host.tasks.editing").edit_guider(
+            model, self.trajectory, **self.texts, cfg=CFG, correction="direct"
+        )
 
     def materialised(self) -> Any:
         """The stock guider on four rows with written-out maps."""
@@ -195,10 +210,14 @@ class Bed:
         return way.guider(model, **self.texts, cfg=CFG)
 
     def maps(self) -> list[tuple[int, int, int]]:
-        """The sizes of this model's attention maps, (heads, queries, keys), of self- and cross-attention."""
+        """The sizes of this model's attention maps, (heads, queries, keys), of self- and
+        cross-attention."""
         unet = self.model.model.diffusion_model
         heads = {module.n_heads for module in unet.modules() if hasattr(module, "n_heads")}
-        tokens = {(self.setting.side // scale) ** 2 for scale in part("host.layers").scales_of(self.model)}
+        tokens = {
+            (self.setting.side // scale) ** 2
+            for scale in part("host.model.layers").scales_of(self.model)
+        }
         large = [count for count in tokens if count >= SMALLEST]
         return [(each, count, keys) for each in heads for count in large for keys in (count, TEXT)]
 
@@ -206,24 +225,28 @@ class Bed:
         """What `how` makes of one step of a run."""
         found = []
 
-        def sample(model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *rest: Any) -> Any:
+        def sample(
+            model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *rest: Any
+        ) -> Any:
             x = noise * (1.0 + sigmas[step] ** 2) ** 0.5
             found.append(how(lambda: model_wrap(x, sigmas[step].expand(len(x)), **extra_args)))
             return x
 
-        sampler = part("host.sampling").ReplaySampler(self.trajectory, None)
+        sampler = part("host.run.sampling").ReplaySampler(self.trajectory, None)
         sampler.sample = sample
         noise = torch.randn(2, 4, self.setting.side, self.setting.side)
         guider.sample(noise, noise, sampler, self.trajectory.descending, disable_pbar=True, seed=0)
         return found[0]
 
 
-# -- how it is measured --------------------------------------------------------------------------------------
+# -- how it is measured
+# --------------------------------------------------------------------------------------
 
 
 def seconds_on(device: str) -> Callable[[Callable[[], Any]], float]:
-    """How to time a call: on CUDA until the GPU is done; on the CPU in this process's own time, because with one
-    thread that is the time on a quiet machine, and other processes do not count."""
+    """How to time a call: on CUDA until the GPU is done; on the CPU in this process's own time,
+    because with one thread that is the time on a quiet machine, and other processes do not count.
+    """
 
     def on_cpu(call: Callable[[], Any]) -> float:
         began = time.process_time()
@@ -242,7 +265,8 @@ def seconds_on(device: str) -> Callable[[Callable[[], Any]], float]:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """peak: bytes of activations; largest: elements of the largest new tensor; shapes: of all new tensors."""
+    """peak: bytes of activations; largest: elements of the largest new tensor; shapes: of all new
+    tensors."""
 
     peak: int
     largest: int
@@ -277,7 +301,9 @@ class Case:
 def cases(bed: Bed) -> dict[str, Case]:
     """What is compared, by name."""
     controls, turns = part("attention"), bed.setting.turns
-    layers = part("attention.masactrl").decoder_layers(part("host.layers").layers_of(bed.model))
+    layers = part("attention.masactrl").decoder_layers(
+        part("host.model.layers").layers_of(bed.model)
+    )
     made = {
         "plain, 3 rows": SameRows("cond"),
         "P2P replace": controls.PromptToPrompt((alignment("replace"),)),
@@ -289,20 +315,32 @@ def cases(bed: Bed) -> dict[str, Case]:
 
 
 def whole_edit_cases(bed: Bed) -> dict[str, Case]:
-    """One step of each kind of a P2P edit, folded and materialised; the folded first step is compared anyway."""
-    folded, materialised = bed.controlled(part("attention").PromptToPrompt((alignment("replace"),))), bed.materialised()
+    """One step of each kind of a P2P edit, folded and materialised; the folded first step is
+    compared anyway."""
+    folded, materialised = (
+        bed.controlled(part("attention").PromptToPrompt((alignment("replace"),))),
+        bed.materialised(),
+    )
     first, *later = kinds_of_step()
     made = {f"folded, step {step}": Case(folded, step, 1) for step in later}
-    return {**made, **{f"materialised, step {step}": Case(materialised, step, 1) for step in (first, *later)}}
+    return {
+        **made,
+        **{f"materialised, step {step}": Case(materialised, step, 1) for step in (first, *later)},
+    }
 
 
 def kinds_of_step() -> dict[int, int]:
     """The first step of each kind, by which windows are open, and how many there are of it."""
-    controller, place = part("attention").PromptToPrompt((alignment("replace"),)), part("core.attention").Place
+    controller, place = (
+        part("attention").PromptToPrompt((alignment("replace"),)),
+        part("core.attention").Place,
+    )
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for step in range(STEPS):
         at = place(step, STEPS, 0.0)
-        kinds.setdefault((controller.wants("self", at), controller.wants("cross", at)), []).append(step)
+        kinds.setdefault((controller.wants("self", at), controller.wants("cross", at)), []).append(
+            step
+        )
     return {steps[0]: len(steps) for steps in kinds.values()}
 
 
@@ -318,12 +356,18 @@ def time_all(bed: Bed, all_cases: dict[str, Case]) -> Result:
     return found
 
 
-# -- null-text ------------------------------------------------------------------------------------------------
+# -- null-text
+# ------------------------------------------------------------------------------------------------
 
 
 def optimization_rows() -> dict[str, int]:
-    """UNet rows, forward and backward, that optimising a picture takes beyond its inversion, by preset."""
-    host, null_text, encode = part("host.null_text"), part("inversion.null_text"), part("host.prompts").encode
+    """UNet rows, forward and backward, that optimising a picture takes beyond its inversion, by
+    preset."""
+    host, null_text, encode = (
+        part("host.tasks.null_text"),
+        part("inversion.null_text"),
+        part("host.text.prompts").encode,
+    )
     model, clip, vae = part("toy.loader").load()
     scene = Scene.sample(FIRST)
     source, negative = encode(clip, scene.caption), encode(clip, "")
@@ -338,16 +382,25 @@ def optimization_rows() -> dict[str, int]:
 
 
 def invert(
-    model: Any, latent: Any, source: Any, steps: int, method: str, negative: Any = None, cfg: float = 1.0
+    model: Any,
+    latent: Any,
+    source: Any,
+    steps: int,
+    method: str,
+    negative: Any = None,
+    cfg: float = 1.0,
 ) -> Any:
     """The trajectory of a LATENT by an inversion method's name."""
-    run, inverter = part("host.inversion").invert_latent, part("inversion").inverter_named(method)
+    run, inverter = (
+        part("host.tasks.inversion").invert_latent,
+        part("inversion").inverter_named(method),
+    )
     return run(model, latent, source, steps, "reference", inverter, False, negative, cfg)[0]
 
 
 def in_optimization(bed: Bed, checkpointing: str, how: Callable[[Any, torch.Tensor], Any]) -> Any:
-    """What how(problem, embedding) gives in the first step of an optimisation: with the weights, the attention and the
-    checkpointing that the host's code has there."""
+    """What how(problem, embedding) gives in the first step of an optimisation: with the weights,
+    the attention and the checkpointing that the host's code has there."""
     null_text, found = part("inversion.null_text"), []
     pivot = bed.trajectory
     first = dataclasses.replace(pivot, sigmas=pivot.sigmas[-2:], latents=pivot.latents[-2:])
@@ -358,11 +411,16 @@ def in_optimization(bed: Bed, checkpointing: str, how: Callable[[Any, torch.Tens
         def __init__(self, settings: Any, start: torch.Tensor) -> None:
             self.start = start
 
-        def __call__(self, problem: Any, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def __call__(
+            self, problem: Any, step: int
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             found.append(how(problem, self.start))
             return self.start, problem.cond, torch.zeros(len(self.start))
 
-    run, texts = part("host.null_text").run_optimization, (bed.texts["source"], bed.texts["negative"])
+    run, texts = (
+        part("host.tasks.null_text").run_optimization,
+        (bed.texts["source"], bed.texts["negative"]),
+    )
     with unittest.mock.patch.dict(null_text.SOLVERS, measuring=Measuring):
         run(bed.model, first, *texts, CFG, null_text.Settings("measuring"), checkpointing)
     return found[0]
@@ -397,7 +455,8 @@ def pass_memory(bed: Bed, checkpointing: str) -> int:
     return in_optimization(bed, checkpointing, how).peak
 
 
-# -- figures -------------------------------------------------------------------------------------------------
+# -- figures
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,8 +468,8 @@ class Sheet:
     figures: list[Figure] = dataclasses.field(default_factory=list)
 
     def add(self, figure: str, value: float, target: float | None, reference: str) -> None:
-        """Note a figure; smaller is better, at most `target` is wanted, None: no target. `reference` is what the same
-        is elsewhere."""
+        """Note a figure; smaller is better, at most `target` is wanted, None: no target.
+        `reference` is what the same is elsewhere."""
         entry = {"figure": f"{figure}, {self.title}", "value": round(value, 3), "target": target}
         self.figures.append({**entry, "reference": reference, "device": self.device})
 
@@ -421,10 +480,13 @@ def ratio(times: Result, name: str, plain: str) -> float:
 
 
 def step_figures(sheet: Sheet, times: Result) -> None:
-    """Controlled step / plain step, beside a step with its maps written out where that was measured too."""
+    """Controlled step / plain step, beside a step with its maps written out where that was measured
+    too."""
     reference = "explicit-softmax attention 2.2 on another CPU"
     if "materialised, step 0" in times:
-        written = statistics.median(times["materialised, step 0"]) / statistics.median(times["plain, 4 rows"])
+        written = statistics.median(times["materialised, step 0"]) / statistics.median(
+            times["plain, 4 rows"]
+        )
         reference = f"explicit-softmax attention {written:.2f} in this run"
     for name, rows in (("P2P replace", 3), ("P2P refine", 3), ("MasaCtrl", 4)):
         value = ratio(times, name, f"plain, {rows} rows")
@@ -441,7 +503,9 @@ def whole_edit_figures(sheet: Sheet, times: Result) -> None:
         for way in ("folded", "materialised")
     }
     closed = list(kinds)[-1]
-    prompt = edits["folded"] + kinds[closed] * (middle["plain, 3 rows"] - middle[f"folded, step {closed}"])
+    prompt = edits["folded"] + kinds[closed] * (
+        middle["plain, 3 rows"] - middle[f"folded, step {closed}"]
+    )
     for correction, time_ in (("direct", edits["folded"]), ("negative_prompt", prompt)):
         name = f"whole P2P edit / materialised four-row way, {correction}"
         reference = f"{edits['materialised']:.0f} s the materialised way"
@@ -449,10 +513,14 @@ def whole_edit_figures(sheet: Sheet, times: Result) -> None:
 
 
 def memory_figures(sheet: Sheet, bed: Bed, all_cases: dict[str, Case]) -> None:
-    """Peak activations against the plain step of as many rows, and attention maps found among the new tensors."""
+    """Peak activations against the plain step of as many rows, and attention maps found among the
+    new tensors."""
     how = memory_on(bed.setting.device)
     found = {name: bed.measure(case.guider, case.step, how) for name, case in all_cases.items()}
-    plain = {name: found["plain, 3 rows" if name.startswith("P2P") else "plain, 4 rows"] for name in found}
+    plain = {
+        name: found["plain, 3 rows" if name.startswith("P2P") else "plain, 4 rows"]
+        for name in found
+    }
     values = {name: _memory_values(bed, memory, plain[name]) for name, memory in found.items()}
     written = values.pop("materialised", None)
     for name, mine in values.items():
@@ -462,7 +530,11 @@ def memory_figures(sheet: Sheet, bed: Bed, all_cases: dict[str, Case]) -> None:
                 sheet.add(f"{what}, {name}", mine[what], target, reference)
 
 
-MEMORY = ("peak memory / plain step's", "largest tensor / plain step's", "shapes of attention maps allocated")
+MEMORY = (
+    "peak memory / plain step's",
+    "largest tensor / plain step's",
+    "shapes of attention maps allocated",
+)
 
 
 def _memory_values(bed: Bed, memory: Memory, plain: Memory) -> dict[str, float]:
@@ -472,16 +544,26 @@ def _memory_values(bed: Bed, memory: Memory, plain: Memory) -> dict[str, float]:
 
 
 def rows_per_step() -> float:
-    """UNet rows a step of P2P at cross .8, self .4 under direct inversion, counted over 50 steps."""
+    """UNet rows a step of P2P at cross .8, self .4 under direct inversion, counted over 50
+    steps."""
     unets = host_test("unets")
     model = unets.build("SD15")
-    texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "target", "negative"))}
+    texts = {
+        name: unets.conditioning("SD15", seed)
+        for seed, name in enumerate(("source", "target", "negative"))
+    }
     latent = unets.latent(16, 16)
-    invert, patching = part("host.inversion").invert_latent, part("host.patching")
-    pivot = invert(model, latent, texts["source"], 50, "reference", part("inversion").Ddim(), False)[0]
-    patched = patching.add_controller(model, part("attention").PromptToPrompt((alignment("replace"),)))
-    guider = part("host.editing").edit_guider(patched, pivot, **texts, cfg=CFG, correction="direct")
-    return part("host.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
+    invert, patching = part("host.tasks.inversion").invert_latent, part("host.run.patching")
+    pivot = invert(
+        model, latent, texts["source"], 50, "reference", part("inversion").Ddim(), False
+    )[0]
+    patched = patching.add_controller(
+        model, part("attention").PromptToPrompt((alignment("replace"),))
+    )
+    guider = part("host.tasks.editing").edit_guider(
+        patched, pivot, **texts, cfg=CFG, correction="direct"
+    )
+    return part("host.run.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
 
 
 def sd15_figures(setting: Setting) -> list[Figure]:
@@ -489,7 +571,9 @@ def sd15_figures(setting: Setting) -> list[Figure]:
     bed, sheet = Bed(setting), Sheet(setting.title, processor())
     compared, parts = cases(bed), whole_edit_cases(bed)
     memory = Sheet(setting.title, sheet.device)
-    memory_figures(memory, bed, {**compared, "materialised": parts["materialised, step 0"]})  # warms up as well
+    memory_figures(
+        memory, bed, {**compared, "materialised": parts["materialised, step 0"]}
+    )  # warms up as well
     times = time_all(bed, {**compared, **parts})
     step_figures(sheet, times)
     whole_edit_figures(sheet, times)
@@ -505,9 +589,13 @@ def row_figures() -> list[Figure]:
 
 
 def null_text_figures() -> list[Figure]:
-    """What null-text optimisation takes: rows on the toy model, time and memory of a pass on a small UNet."""
+    """What null-text optimisation takes: rows on the toy model, time and memory of a pass on a
+    small UNet."""
     counted, rows = Sheet(f"toy model, {COUNTED_STEPS} steps", processor()), optimization_rows()
-    value, reference = rows["fast"] / rows["reference"], f"{rows['fast']} and {rows['reference']} rows in this run"
+    value, reference = (
+        rows["fast"] / rows["reference"],
+        f"{rows['fast']} and {rows['reference']} rows in this run",
+    )
     counted.add("null-text rows beyond the inversion, fast / reference", value, FEWER, reference)
     return [*counted.figures, *pass_figures(SMALL)]
 
@@ -520,7 +608,12 @@ def pass_figures(setting: Setting) -> list[Figure]:
     reference = f"{time_['on']:.2f} with checkpointing in this run"
     sheet.add("null-text pass forward and back / forward, time", time_["off"], None, reference)
     reference = f"{peak['off'] / 2**20:.0f} MiB without in this run"
-    sheet.add("null-text pass, peak memory with checkpointing / without", peak["on"] / peak["off"], None, reference)
+    sheet.add(
+        "null-text pass, peak memory with checkpointing / without",
+        peak["on"] / peak["off"],
+        None,
+        reference,
+    )
     return sheet.figures
 
 
@@ -546,14 +639,20 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
 """What is measured, each part by itself."""
 
 
-# -- what they are said of -----------------------------------------------------------------------------------
+# -- what they are said of
+# -----------------------------------------------------------------------------------
 
 
 def processor() -> str:
-    """The CPU's name, whether it has the matrix unit that bf16 attention gains from, versions and threads."""
+    """The CPU's name, whether it has the matrix unit that bf16 attention gains from, versions and
+    threads."""
     info = pathlib.Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in text.splitlines()
+        if line.startswith("model name")
+    ]
     unit = "with" if "amx_bf16" in text else "without"
     threads = torch.get_num_threads()
     name = versioned(f"{names[0] if names else 'CPU'} {unit} AMX")
@@ -578,7 +677,8 @@ def earlier() -> list[Figure]:
 
 
 def merged(old: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
-    """The new figures, and those old ones that were not measured again; every one keeps its place and its run."""
+    """The new figures, and those old ones that were not measured again; every one keeps its place
+    and its run."""
     fresh = {each["figure"]: each for each in new}
     kept = [fresh.pop(each["figure"], each) for each in old]
     return [*kept, *fresh.values()]
@@ -604,7 +704,11 @@ def measured(parts: Sequence[str]) -> list[Figure]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", default=[], choices=PARTS, help="these, beside the figures of the earlier run"
+        "--only",
+        nargs="+",
+        default=[],
+        choices=PARTS,
+        help="these, beside the figures of the earlier run",
     )
     only = parser.parse_args(arguments).only
     torch.set_num_threads(1)

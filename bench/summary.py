@@ -1,7 +1,8 @@
 """From judged pictures to figures: means, bootstrap intervals, paired gains, tables.
 
-A line is what bench/quality.py writes of one picture; a row sums up the lines of a method, a control, a cfg and a kind.
-In place of a cfg stands `tuned` where each kind has the settings that bring it nearest to the true edit.
+A line is what bench/quality.py writes of one picture; a row sums up the lines of a method, a
+control, a cfg and a kind. In place of a cfg stands `tuned` where each kind has the settings that
+bring it nearest to the true edit.
 """
 
 from __future__ import annotations
@@ -25,12 +26,20 @@ Cfg = float | str | None
 TUNED = "tuned"
 LIMITS = {"round trip": "ceiling", "true edit": "true", "true edit in a mask": "masked"}
 """What no edit can pass, all of method `autoencoder`, and the nodes that save it."""
-MEASURED = ("edit_success", "background_psnr", "background_psnr_zeroed", "truth_psnr", "truth_ssim", "source_psnr")
+MEASURED = (
+    "edit_success",
+    "background_psnr",
+    "background_psnr_zeroed",
+    "truth_psnr",
+    "truth_ssim",
+    "source_psnr",
+)
 RESAMPLES = 2000
 
 
 def read_lines(path: pathlib.Path) -> list[Line]:
-    """The lines of earlier runs; a last one that was cut off does not count, and of what was made twice, the last."""
+    """The lines of earlier runs; a last one that was cut off does not count, and of what was made
+    twice, the last."""
     found: dict[str, Line] = {}
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -47,13 +56,16 @@ def key(case: str, method: str, control: str, settings: Mapping[str, Any]) -> st
 
 
 def cfgs_of(line: Line) -> tuple[Cfg, ...]:
-    """What a line counts under: its cfg, if all else but the steps is as its kind has it; `tuned`, if all is as that
-    is; neither, if it was made with settings that its kind has no more. None: limits, which have no settings."""
+    """What a line counts under: its cfg, if all else but the steps is as its kind has it; `tuned`,
+    if all is as that is; neither, if it was made with settings that its kind has no more. None:
+    limits, which have no settings."""
     settings, kind = line["settings"], KINDS[line["kind"]]
     if not settings:
         return (None,)
     cfg, found = settings["cfg"], []
-    if settings == dataclasses.asdict(dataclasses.replace(kind.settings, cfg=cfg, steps=settings["steps"])):
+    if settings == dataclasses.asdict(
+        dataclasses.replace(kind.settings, cfg=cfg, steps=settings["steps"])
+    ):
         found.append(cfg)
     if kind.tuned is not None and settings == dataclasses.asdict(kind.tuned):
         found.append(TUNED)
@@ -61,8 +73,11 @@ def cfgs_of(line: Line) -> tuple[Cfg, ...]:
 
 
 def rows_of(lines: Sequence[Line]) -> list[Row]:
-    """The rows of quality.json: of every kind, of the rigid ones together, of all; of cases whose limits are known."""
-    ceilings = {line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"}
+    """The rows of quality.json: of every kind, of the rigid ones together, of all; of cases whose
+    limits are known."""
+    ceilings = {
+        line["case"]: line["ceiling_psnr"] for line in lines if line["control"] == "round trip"
+    }
     lines = [line for line in lines if line["case"] in ceilings]
     groups = collections.defaultdict(list)
     for line in lines:
@@ -97,7 +112,9 @@ def _row(
     row: Row = {"method": method, "control": control, "kind": kind, "n": len(lines), "cfg": cfg}
     row |= {name: _mean(lines, name) for name in MEASURED}
     row["ceiling_psnr"] = round(float(np.mean([ceilings[line["case"]] for line in lines])), 4)
-    row["object_kept"] = round(float(np.mean([set(line["wrong"]) <= {"background"} for line in lines])), 4)
+    row["object_kept"] = round(
+        float(np.mean([set(line["wrong"]) <= {"background"} for line in lines])), 4
+    )
     row["intervals"] = {name: interval([line[name] for line in lines]) for name in MEASURED}
     if cfg is not None:
         row |= {"steps": lines[0]["settings"]["steps"]}
@@ -113,9 +130,10 @@ def _mean(lines: Sequence[Line], name: str) -> float:
 
 
 def prepare_seconds(method: str, lines: Iterable[Line], cfg: Cfg) -> float:
-    """Mean seconds of a method's inversion and optimisation at a cfg. Inversions that the host had cached from the job
-    before took none: methods that start from the same one share the time of those that ran, at any cfg if it has no
-    part in them."""
+    """Mean seconds of a method's inversion and optimisation at a cfg. Inversions that the host had
+    cached from the job
+    before took none: methods that start from the same one share the time of those that ran, at any
+    cfg if it has no part in them."""
     matched = METHODS[method].matched
     inversions, optimised = [], []
     for line in lines:
@@ -130,7 +148,8 @@ def prepare_seconds(method: str, lines: Iterable[Line], cfg: Cfg) -> float:
 
 
 def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
-    """The 95 % interval of a mean; of a share, where resampling cases that all agree would give none, Wilson's."""
+    """The 95 % interval of a mean; of a share, where resampling cases that all agree would give
+    none, Wilson's."""
     if not isinstance(values[0], bool):
         return bootstrap(values)
     found = scipy.stats.binomtest(sum(values), len(values)).proportion_ci(method="wilson")
@@ -138,8 +157,13 @@ def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
 
 
 def common(lines: Sequence[Line], cfg: float) -> list[Row]:
-    """Rows of the cases that a method of few has at a cfg, so that all methods are compared on the same ones."""
-    cases = {line["case"] for line in lines if line["method"] == "negative_prompt" and cfg in cfgs_of(line)}
+    """Rows of the cases that a method of few has at a cfg, so that all methods are compared on the
+    same ones."""
+    cases = {
+        line["case"]
+        for line in lines
+        if line["method"] == "negative_prompt" and cfg in cfgs_of(line)
+    }
     rows = rows_of([line for line in lines if line["case"] in cases])
     return [row for row in rows if row["cfg"] in (cfg, None)]
 
@@ -150,8 +174,15 @@ def bootstrap(values: Sequence[float]) -> list[float]:
     return [round(float(bound), 4) for bound in np.percentile(drawn.mean(1), (2.5, 97.5))]
 
 
-def gain(lines: Sequence[Line], one: tuple[Any, ...], other: tuple[Any, ...], name: str, kinds: Sequence[str]) -> Row:
-    """How much higher a figure is under (method, control, cfg) `one` than under `other`, on the cases of these kinds
+def gain(
+    lines: Sequence[Line],
+    one: tuple[Any, ...],
+    other: tuple[Any, ...],
+    name: str,
+    kinds: Sequence[str],
+) -> Row:
+    """How much higher a figure is under (method, control, cfg) `one` than under `other`, on the
+    cases of these kinds
     that both have: its mean, 95 % interval and n."""
     found: dict[tuple[Any, ...], dict[str, float]] = {one: {}, other: {}}
     for line in lines:
@@ -166,14 +197,28 @@ def gain(lines: Sequence[Line], one: tuple[Any, ...], other: tuple[Any, ...], na
     return {"gain": float(np.mean(differences)), "interval": bootstrap(differences), "n": len(both)}
 
 
-# -- tables ------------------------------------------------------------------------------------------------
+# -- tables
+# ------------------------------------------------------------------------------------------------
 
-HEAD = ("method", "control", "n", "read as the target", "kept part", "to the true edit", "SSIM", "rows", "seconds")
+HEAD = (
+    "method",
+    "control",
+    "n",
+    "read as the target",
+    "kept part",
+    "to the true edit",
+    "SSIM",
+    "rows",
+    "seconds",
+)
 
 
 def table(rows: Sequence[Row], kind: str = "all", cfg: Cfg = 7.5) -> str:
-    """The rows of one kind at one cfg as a Markdown table; half the width of the 95 % interval behind a mean."""
-    chosen = [row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] in EDITS]
+    """The rows of one kind at one cfg as a Markdown table; half the width of the 95 % interval
+    behind a mean."""
+    chosen = [
+        row for row in rows if (row["kind"], row["cfg"]) == (kind, cfg) and row["control"] in EDITS
+    ]
     return "\n".join([_cells(HEAD), _cells(["---"] * len(HEAD)), *map(_table_row, chosen)])
 
 
@@ -188,7 +233,17 @@ def _table_row(row: Row) -> str:
         cost[1] = f"{row['seconds']:.1f}"
     success = spread(row, "edit_success", "{:.0f}", 100.0) + " %"
     decibels = [spread(row, name, "{:.1f}") for name in ("background_psnr", "truth_psnr")]
-    return _cells([row["method"], row["control"], str(row["n"]), success, *decibels, f"{row['truth_ssim']:.3f}", *cost])
+    return _cells(
+        [
+            row["method"],
+            row["control"],
+            str(row["n"]),
+            success,
+            *decibels,
+            f"{row['truth_ssim']:.3f}",
+            *cost,
+        ]
+    )
 
 
 def spread(row: Row, name: str, form: str, factor: float = 1.0) -> str:
@@ -207,11 +262,22 @@ def find(rows: Sequence[Row], method: str, control: str, kind: str, cfg: Cfg = 7
 
 
 def suited(rows: Sequence[Row], kind: str) -> Row:
-    """Of the ways to edit under direct inversion, at the papers' cfg or as the kind is tuned, that as many cases have
-    as no control has, and that are read as the target as often as the best, less a tenth: the nearest to the true
-    edits."""
+    """Of the ways to edit under direct inversion, at the papers' cfg or as the kind is tuned, that
+    as many cases have as no control has, and that are read as the target as often as the best, less
+    a tenth: the nearest to the true edits."""
     plain = find(rows, "direct", "none", kind)
-    own = [row for row in rows if (row["method"], row["kind"], row["n"]) == ("direct", kind, plain["n"])]
-    found = [row for row in own if row["cfg"] in (plain["cfg"], TUNED) and row["control"] in (*EDITS, PASTED)]
+    own = [
+        row
+        for row in rows
+        if (row["method"], row["kind"], row["n"]) == ("direct", kind, plain["n"])
+    ]
+    found = [
+        row
+        for row in own
+        if row["cfg"] in (plain["cfg"], TUNED) and row["control"] in (*EDITS, PASTED)
+    ]
     often = max(row["edit_success"] for row in found) - 0.1
-    return max((row for row in found if row["edit_success"] >= often), key=lambda row: float(row["truth_psnr"]))
+    return max(
+        (row for row in found if row["edit_success"] >= often),
+        key=lambda row: float(row["truth_psnr"]),
+    )

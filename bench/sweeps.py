@@ -1,7 +1,9 @@
-"""What too weak and too strong look like: one setting at a time, by the API, for docs/BENCHMARKS.md.
+"""What too weak and too strong look like: one setting at a time, by the API, for
+docs/BENCHMARKS.md.
 
-Each sweep edits the same held-out cases with every value of one setting, all else as bench/cases.py has it. Lines are
-kept beside those of bench/quality.py; `out/bench/sweeps.json` holds their means, `out/bench/sweep_<name>.png` pictures.
+Each sweep edits the same held-out cases with every value of one setting, all else as bench/cases.py
+has it. Lines are kept beside those of bench/quality.py; `out/bench/sweeps.json` holds their means,
+`out/bench/sweep_<name>.png` pictures.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench import install
 from bench.cases import KINDS
 from bench.jobs import Job, command, make
-from bench.judge import to_image
 from bench.summary import Line, read_lines
+from tools import install
+from tools.pictures import to_image
 
 OUT = install.ROOT / "out" / "bench"
 MADE, LINES = OUT / "quality", "sweeps.jsonl"
@@ -29,8 +31,8 @@ SIDE, GAP, LINE = 96, 8, 18
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Values of a setting of bench/graphs.Settings, for edits of a kind by a method under a control. base: what differs
-    from the kind's own settings."""
+    """Values of a setting of bench/graphs.Settings, for edits of a kind by a method under a
+    control. base: what differs from the kind's own settings."""
 
     name: str
     field: str
@@ -43,12 +45,34 @@ class Sweep:
 
 
 SWEEPS = (
-    Sweep("cross", "cross_end", "cross_end", (0.0, 0.2, 0.4, 0.8, 1.0), "shape", "p2p", base=(("self_end", 0.0),)),
-    Sweep("self", "self_end", "self_end", (0.0, 0.2, 0.4, 0.8, 1.0), "shape", "p2p", base=(("self_limit", 1.0),)),
+    Sweep(
+        "cross",
+        "cross_end",
+        "cross_end",
+        (0.0, 0.2, 0.4, 0.8, 1.0),
+        "shape",
+        "p2p",
+        base=(("self_end", 0.0),),
+    ),
+    Sweep(
+        "self",
+        "self_end",
+        "self_end",
+        (0.0, 0.2, 0.4, 0.8, 1.0),
+        "shape",
+        "p2p",
+        base=(("self_limit", 1.0),),
+    ),
     Sweep("cfg", "cfg", "cfg, direct", (1.0, 2.0, 3.0, 5.0, 7.5, 12.0), "color", "p2p_blend"),
     Sweep("cfg_plain", "cfg", "cfg, no control", (1.0, 2.0, 3.0, 5.0, 7.5, 12.0), "color", "none"),
     Sweep(
-        "cfg_negative", "cfg", "cfg, negative-prompt", (1.0, 1.5, 2.0, 3.0, 5.0, 7.5), "color", "p2p", "negative_prompt"
+        "cfg_negative",
+        "cfg",
+        "cfg, negative-prompt",
+        (1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
+        "color",
+        "p2p",
+        "negative_prompt",
     ),
     Sweep(
         "quantile",
@@ -60,10 +84,30 @@ SWEEPS = (
         "negative_prompt",
         (("cfg", 3.0),),
     ),
-    Sweep("masactrl", "masactrl_start", "MasaCtrl start", (0.0, 0.2, 0.4, 0.7, 1.0), "position", "masactrl"),
-    Sweep("threshold", "threshold", "Local Blend threshold", (0.1, 0.2, 0.3, 0.4, 0.6), "color", "p2p_blend"),
     Sweep(
-        "pool", "threshold", "the same, pooled", (0.2, 0.3, 0.5, 0.7, 0.9), "color", "p2p_blend", base=(("pool", True),)
+        "masactrl",
+        "masactrl_start",
+        "MasaCtrl start",
+        (0.0, 0.2, 0.4, 0.7, 1.0),
+        "position",
+        "masactrl",
+    ),
+    Sweep(
+        "threshold",
+        "threshold",
+        "Local Blend threshold",
+        (0.1, 0.2, 0.3, 0.4, 0.6),
+        "color",
+        "p2p_blend",
+    ),
+    Sweep(
+        "pool",
+        "threshold",
+        "the same, pooled",
+        (0.2, 0.3, 0.5, 0.7, 0.9),
+        "color",
+        "p2p_blend",
+        base=(("pool", True),),
     ),
     Sweep("steps", "steps", "steps", (5, 10, 20, 50), "color", "p2p_blend"),
 )
@@ -71,13 +115,18 @@ SWEEPS = (
 
 def settings_of(sweep: Sweep, value: float) -> Any:
     """The kind's settings with one of the sweep's values."""
-    return dataclasses.replace(KINDS[sweep.kind].settings, **dict(sweep.base), **{sweep.field: value})
+    return dataclasses.replace(
+        KINDS[sweep.kind].settings, **dict(sweep.base), **{sweep.field: value}
+    )
 
 
 def jobs(count: int, chosen: Sequence[Sweep] = SWEEPS) -> list[list[Job]]:
     """A job for every sweep, case and value."""
     return [
-        [Job(sweep.kind, i, sweep.method, ((sweep.control, settings_of(sweep, value)),)) for value in sweep.values]
+        [
+            Job(sweep.kind, i, sweep.method, ((sweep.control, settings_of(sweep, value)),))
+            for value in sweep.values
+        ]
         for sweep in chosen
         for i in range(count)
     ]
@@ -89,7 +138,8 @@ def lines_at(sweep: Sweep, value: float, lines: Sequence[Line]) -> list[Line]:
     found = [
         line
         for line in lines
-        if (line["kind"], line["method"], line["control"]) == (sweep.kind, sweep.method, sweep.control)
+        if (line["kind"], line["method"], line["control"])
+        == (sweep.kind, sweep.method, sweep.control)
         and line["settings"] == wanted
     ]
     return sorted(found, key=lambda line: line["case"])
@@ -109,25 +159,38 @@ def sheet(sweep: Sweep, lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -
     heads = [f"{row['value']:g}" for row in rows]
     figures = [f"{100 * row['edit_success']:.0f} %, {row['truth_psnr']:.1f} dB" for row in rows]
     names, below = ["source", *heads, "true edit"], ["", *figures, ""]
-    page = Image.new("RGB", (len(names) * (SIDE + GAP) + GAP, SHOWN * (SIDE + GAP) + 3 * LINE + GAP), "white")
+    page = Image.new(
+        "RGB", (len(names) * (SIDE + GAP) + GAP, SHOWN * (SIDE + GAP) + 3 * LINE + GAP), "white"
+    )
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
-    pen.text((GAP, 2), f"{sweep.label}: read as the target, to the true edit", fill="#1f2328", font=font)
+    pen.text(
+        (GAP, 2), f"{sweep.label}: read as the target, to the true edit", fill="#1f2328", font=font
+    )
     columns = [_made(sweep, value, lines) for value in sweep.values]
     edits = KINDS[sweep.kind].cases(SHOWN)
-    ends = ([to_image(edit.scene.render()) for edit in edits], [to_image(edit.truth.render()) for edit in edits])
+    ends = (
+        [to_image(edit.scene.render()) for edit in edits],
+        [to_image(edit.truth.render()) for edit in edits],
+    )
     for column, pictures in enumerate((ends[0], *columns, ends[1])):
         x = GAP + column * (SIDE + GAP)
         pen.text((x, LINE), names[column], fill="#1f2328", font=font)
         pen.text((x, 2 * LINE), below[column], fill="#6e7781", font=font)
         for place, picture in enumerate(pictures):
-            page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, 3 * LINE + place * (SIDE + GAP)))
+            page.paste(
+                picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS),
+                (x, 3 * LINE + place * (SIDE + GAP)),
+            )
     return page
 
 
 def _made(sweep: Sweep, value: float, lines: Sequence[Line]) -> list[Image.Image]:
     """The first cases' pictures at one value."""
     at = {line["case"]: line for line in lines_at(sweep, value, lines)}
-    return [Image.open(MADE / at[f"{sweep.kind}-{i:03d}"]["picture"]).convert("RGB") for i in range(SHOWN)]
+    return [
+        Image.open(MADE / at[f"{sweep.kind}-{i:03d}"]["picture"]).convert("RGB")
+        for i in range(SHOWN)
+    ]
 
 
 def run(count: int = CASES, servers: int = 0) -> int:

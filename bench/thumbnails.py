@@ -1,6 +1,8 @@
-"""Runs every shipped workflow in a real ComfyUI and keeps what it shows as its thumbnail: `python -m bench.thumbnails`.
+"""Runs every shipped workflow in a real ComfyUI and keeps what it shows as its thumbnail: `python
+-m bench.thumbnails`.
 
-Real pictures are the example scene, whose prompt the workflows carry. Names on the command line choose some.
+Real pictures are the example scene, whose prompt the workflows carry. Names on the command line
+choose some.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import sys
 import numpy as np
 from PIL import Image
 
-from bench import install
-from bench.client import Client, Graph, Result
-from bench.judge import to_image
-from bench.server import Server
 from bench.workflows import API
+from tools import install
+from tools.client import Client, Graph, Result
+from tools.pictures import to_image
+from tools.server import Server
 from toy.scenes import EXAMPLE, scene_from_caption
 
 HEIGHT = 256
@@ -39,7 +41,11 @@ def filled(name: str, picture: str) -> Graph:
 def shown(graph: Graph, result: Result) -> list[Image.Image]:
     """What a person sees at the end: comparisons and masks, else the saved pictures."""
     compared = [node for node, entry in graph.items() if entry["class_type"] == "PivotCompare"]
-    previews = [picture for node in (*compared, *result.previews) for picture in result.previews.get(node, ())]
+    previews = [
+        picture
+        for node in (*compared, *result.previews)
+        for picture in result.previews.get(node, ())
+    ]
     pictures = previews if compared else [one for saved in result.images.values() for one in saved]
     return list({id(picture): picture for picture in pictures}.values())
 
@@ -56,16 +62,23 @@ def strip(pictures: list[Image.Image]) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, first: Image.Image, wide: bool) -> Image.Image:
-    """A picture as wide (in a column) or as high (in a row) as the first, on white; wider ones are made smaller."""
+    """A picture as wide (in a column) or as high (in a row) as the first, on white; wider ones are
+    made smaller."""
     if wide and picture.width > first.width:
-        picture = picture.resize((first.width, picture.height * first.width // picture.width), Image.Resampling.LANCZOS)
-    sheet = Image.new("RGB", (first.width, picture.height) if wide else (picture.width, first.height), "white")
+        picture = picture.resize(
+            (first.width, picture.height * first.width // picture.width), Image.Resampling.LANCZOS
+        )
+    sheet = Image.new(
+        "RGB", (first.width, picture.height) if wide else (picture.width, first.height), "white"
+    )
     sheet.paste(picture.convert("RGB"), ((sheet.width - picture.width) // 2, 0))
     return sheet
 
 
 def main() -> None:
-    names = sys.argv[1:] or [path.stem for path in sorted(API.glob("*.json")) if path.stem != "prompt_to_prompt"]
+    names = sys.argv[1:] or [
+        path.stem for path in sorted(API.glob("*.json")) if path.stem != "prompt_to_prompt"
+    ]
     with Server(cpu=True) as server, Client(server.url) as client:
         picture = client.upload(example(), "pivot_example.png")
         for name in names:

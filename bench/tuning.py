@@ -1,9 +1,11 @@
-"""The settings that bring each kind of edit nearest to the true one: `python -m bench.tuning`, `bench/tuned.json`.
+"""The settings that bring each kind of edit nearest to the true one: `python -m bench.tuning`,
+`bench/tuned.json`.
 
-On scenes that are never judged (bench/cases.TUNED_ON), one setting after the other: of its values, the one nearest to
-the true edits among those that are read as the target in 95 % (or, if none is, as often as the best); in the end, the
-best of all that was tried, by the same rule. Lines are kept in `out/bench/tuning/`, so that a run that was stopped goes
-on; every value that was tried is in `tuned.json`, too.
+On scenes that are never judged (bench/cases.TUNED_ON), one setting after the other: of its values,
+the one nearest to the true edits among those that are read as the target in 95 % (or, if none is,
+as often as the best); in the end, the best of all that was tried, by the same rule. Lines are kept
+in `out/bench/tuning/`, so that a run that was stopped goes on; every value that was tried is in
+`tuned.json`, too.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from bench import install
 from bench.cases import KINDS, TUNED_FILE, TUNED_ON, Kind
-from bench.client import ServerError
 from bench.graphs import PASTED, Settings
 from bench.jobs import Job, command, make
 from bench.summary import Line, read_lines
+from tools import install
+from tools.client import ServerError
 
 MADE, LINES = install.ROOT / "out" / "bench" / "tuning", "cases.jsonl"
 METHOD, READ = "direct", 0.95
@@ -34,7 +36,9 @@ CHANGES: dict[str, tuple[dict[str, Any], ...]] = {
         *({"threshold": share, "pool": False} for share in (0.1, 0.2, 0.3, 0.4, 0.5)),
         *({"threshold": share, "pool": True} for share in (0.3, 0.5, 0.7)),
     ),
-    "subtract_threshold": tuple({"subtract_threshold": share} for share in (0.2, 0.3, 0.4, 0.5, 0.6)),
+    "subtract_threshold": tuple(
+        {"subtract_threshold": share} for share in (0.2, 0.3, 0.4, 0.5, 0.6)
+    ),
     "cross_end": tuple({"cross_end": end} for end in (0.0, 0.2, 0.4, 0.8)),
     "self_end": tuple({"self_end": end} for end in (0.0, 0.2, 0.4, 1.0)),
     "self_limit": tuple({"self_limit": limit} for limit in (0.25, 1.0)),
@@ -58,13 +62,23 @@ def trials(kind: Kind, field: str, start: Settings) -> list[Settings]:
 
 def jobs(tried: Mapping[str, Sequence[Settings]], count: int) -> list[list[Job]]:
     """A job for every case, which tries all settings of its kind."""
-    named = {kind: tuple((f"{PASTED}@{i}", one) for i, one in enumerate(tried[kind])) for kind in tried}
-    return [[Job(kind, index, METHOD, named[kind], TUNED_ON)] for index in range(count) for kind in tried]
+    named = {
+        kind: tuple((f"{PASTED}@{i}", one) for i, one in enumerate(tried[kind])) for kind in tried
+    }
+    return [
+        [Job(kind, index, METHOD, named[kind], TUNED_ON)]
+        for index in range(count)
+        for kind in tried
+    ]
 
 
 def judged(kind: str, settings: Settings, lines: Sequence[Line], count: int) -> Trial:
-    """What some settings gave on the first cases, and which these are; ValueError if a case has no line."""
-    wanted, cases = dataclasses.asdict(settings), {Job(kind, index, METHOD).case for index in range(count)}
+    """What some settings gave on the first cases, and which these are; ValueError if a case has no
+    line."""
+    wanted, cases = (
+        dataclasses.asdict(settings),
+        {Job(kind, index, METHOD).case for index in range(count)},
+    )
     found = [line for line in lines if line["case"] in cases and line["settings"] == wanted]
     if len(found) != count:
         raise ValueError(f"expected {count} lines of {kind} with {settings}, got {len(found)}")
@@ -76,7 +90,10 @@ def judged(kind: str, settings: Settings, lines: Sequence[Line], count: int) -> 
 def best(tried: Sequence[Trial]) -> Trial:
     """The nearest to the true edits of those that are read as the target often enough."""
     often = min(READ, max(trial["edit_success"] for trial in tried))
-    return max((one for one in tried if one["edit_success"] >= often), key=lambda one: float(one["truth_psnr"]))
+    return max(
+        (one for one in tried if one["edit_success"] >= often),
+        key=lambda one: float(one["truth_psnr"]),
+    )
 
 
 def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str, list[Trial]]]:
@@ -96,15 +113,21 @@ def search(kinds: Sequence[str], count: int, servers: int) -> Iterator[dict[str,
 
 def run() -> int:
     """Tune, and write what was found into `bench/tuned.json`, where bench/cases.py reads it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tuning", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tuning", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--kinds", nargs="+", default=list(SUITED), choices=list(KINDS))
     parser.add_argument("--cases", type=int, default=20, help="scenes of each kind")
-    parser.add_argument("--servers", type=int, default=0, help="ComfyUI servers side by side; 0: 2, or 1 on a GPU")
+    parser.add_argument(
+        "--servers", type=int, default=0, help="ComfyUI servers side by side; 0: 2, or 1 on a GPU"
+    )
     chosen = parser.parse_args()
     steps = list(search(chosen.kinds, chosen.cases, chosen.servers))
     written = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
     for kind in chosen.kinds:
-        tried = {json.dumps(trial["settings"]): trial for step in steps for trial in step.get(kind, ())}
+        tried = {
+            json.dumps(trial["settings"]): trial for step in steps for trial in step.get(kind, ())
+        }
         written[kind] = {"best": best(list(tried.values())), "tried": list(tried.values())}
     TUNED_FILE.write_text(_text(written))
     print(TUNED_FILE)

@@ -1,7 +1,9 @@
-"""Writes `workflows/*.json`, what the web page opens, from `workflows/api/*.json`, what the API takes.
+"""Writes `workflows/*.json`, what the web page opens, from `workflows/api/*.json`, what the API
+takes.
 
-`python -m bench.workflows` needs ComfyUI for the nodes' declarations; `tests/host/test_workflows.py` checks that
-both forms say the same. Nodes are placed in columns by their distance from the inputs.
+`python -m bench.workflows` needs ComfyUI for the nodes' declarations;
+`tests/host/test_workflows.py` checks that both forms say the same. Nodes are placed in columns by
+their distance from the inputs.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import json
 import pathlib
 from typing import Any
 
-from bench import install
-from bench.pack import part
+from tools import install
+from tools.pack import part
 
 Graph = dict[str, dict[str, Any]]
 API = install.ROOT / "workflows" / "api"
@@ -21,12 +23,16 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def declarations() -> dict[str, Any]:
-    """The declaration of every node class of this host and of the pack, as `/object_info` gives it."""
+    """The declaration of every node class of this host and of the pack, as `/object_info` gives
+    it."""
     install.import_comfy()
     import nodes
 
     asyncio.run(nodes.init_builtin_extra_nodes())
-    classes = {**nodes.NODE_CLASS_MAPPINGS, **{kind.define_schema().node_id: kind for kind in pack_nodes()}}
+    classes = {
+        **nodes.NODE_CLASS_MAPPINGS,
+        **{kind.define_schema().node_id: kind for kind in pack_nodes()},
+    }
     return {name: _declaration(kind) for name, kind in classes.items()}
 
 
@@ -51,7 +57,10 @@ def _declaration(kind: Any) -> dict[str, Any]:
 def to_page(graph: Graph, known: dict[str, Any]) -> dict[str, Any]:
     """The page's form of an API graph."""
     links: list[list[Any]] = []
-    nodes = {key: _page_node(key, graph[key], known, place) for key, place in _places(graph, known).items()}
+    nodes = {
+        key: _page_node(key, graph[key], known, place)
+        for key, place in _places(graph, known).items()
+    }
     for key, node in graph.items():
         for slot, entry in enumerate(nodes[key]["inputs"]):
             value = node["inputs"].get(entry["name"])
@@ -79,7 +88,12 @@ def to_api(page: dict[str, Any], known: dict[str, Any]) -> Graph:
     graph: Graph = {}
     for node in page["nodes"]:
         declared = known[node["type"]]["inputs"]
-        widgets = [each for name in declared if _is_widget(declared[name]) for each in _widgets(name, declared[name])]
+        widgets = [
+            each
+            for name in declared
+            if _is_widget(declared[name])
+            for each in _widgets(name, declared[name])
+        ]
         values = dict(zip(widgets, node["widgets_values"], strict=True))
         linked = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"]}
         graph[str(node["id"])] = {
@@ -90,7 +104,9 @@ def to_api(page: dict[str, Any], known: dict[str, Any]) -> Graph:
     return graph
 
 
-def _page_node(key: str, node: dict[str, Any], known: dict[str, Any], place: list[int]) -> dict[str, Any]:
+def _page_node(
+    key: str, node: dict[str, Any], known: dict[str, Any], place: list[int]
+) -> dict[str, Any]:
     declared = known[node["class_type"]]
     inputs, values = [], []
     for name, spec in declared["inputs"].items():
@@ -99,12 +115,16 @@ def _page_node(key: str, node: dict[str, Any], known: dict[str, Any], place: lis
             shown = _default(spec) if value is None or _is_link(value) else value
             values += [shown, "fixed"][: len(_widgets(name, spec))]
             if _is_link(value):
-                inputs.append({"name": name, "type": _type(spec), "widget": {"name": name}, "link": None})
+                inputs.append(
+                    {"name": name, "type": _type(spec), "widget": {"name": name}, "link": None}
+                )
         else:
             inputs.append({"name": name, "type": _type(spec), "link": None})
     outputs = [
         {"name": name, "type": kind, "links": [], "slot_index": slot}
-        for slot, (name, kind) in enumerate(zip(declared["names"], declared["outputs"], strict=True))
+        for slot, (name, kind) in enumerate(
+            zip(declared["names"], declared["outputs"], strict=True)
+        )
     ]
     return {
         "id": int(key),
@@ -141,13 +161,20 @@ def _depth(graph: Graph, key: str) -> int:
 
 def _height(node: dict[str, Any], known: dict[str, Any]) -> int:
     declared = known[node["class_type"]]
-    tall = sum(5 for spec in declared["inputs"].values() if len(spec) > 1 and spec[1].get("multiline"))
+    tall = sum(
+        5 for spec in declared["inputs"].values() if len(spec) > 1 and spec[1].get("multiline")
+    )
     picture = 10 if node["class_type"] in ("LoadImage", "PivotCompare") else 0
     return ROW * (1 + tall + picture + len(declared["inputs"]) + len(declared["outputs"]))
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+    )
 
 
 def _type(spec: Any) -> str:
@@ -159,7 +186,8 @@ def _is_widget(spec: Any) -> bool:
 
 
 def _widgets(name: str, spec: Any) -> list[str]:
-    """The widgets that the page makes of an input: a seed has a second one, what becomes of it after a run."""
+    """The widgets that the page makes of an input: a seed has a second one, what becomes of it
+    after a run."""
     controlled = len(spec) > 1 and spec[1].get("control_after_generate")
     return [name, f"{name} afterwards"] if controlled else [name]
 

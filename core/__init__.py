@@ -1,1 +1,2 @@
-"""Words and contracts that every method stands on. Torch, and safetensors for files; never ComfyUI."""
+"""Words and contracts that every method stands on. Torch, and safetensors for files; never
+ComfyUI."""

@@ -21,8 +21,8 @@ Probe = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a call happens. kind: self | cross; height, width: of its query tokens; latent: the latent's
-    (height, width)."""
+    """Where a call happens. kind: self | cross; height, width: of its query tokens; latent: the
+    latent's (height, width)."""
 
     kind: Kind
     layer: Layer
@@ -33,7 +33,8 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """When a call happens: step 0 ... steps - 1 counted from noise, found from sigma and never by counting."""
+    """When a call happens: step 0 ... steps - 1 counted from noise, found from sigma and never by
+    counting."""
 
     step: int
     steps: int
@@ -42,8 +43,8 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a batch row is. source: the row of the same batch that holds its source, if any; target: which of the
-    edits it belongs to; picture: which of the pictures."""
+    """What a batch row is. source: the row of the same batch that holds its source, if any; target:
+    which of the edits it belongs to; picture: which of the pictures."""
 
     branch: Branch
     cond: bool
@@ -54,11 +55,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """q, k, v after their projections, [rows, tokens, heads * dim_head], and everything around them.
+    """q, k, v after their projections, [rows, tokens, heads * dim_head], and everything around
+    them.
 
-    fused(q, k, v) is the host's own fast attention for terms in addition to the chain's; it may be given fewer
-    rows than the call has, and other numbers of tokens.
-    probe(v) is what this call gives for other values, every controller's edit included and other packs' patches
+    fused(q, k, v) is the host's own fast attention for terms in addition to the chain's; it may be
+    given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
+    gives for other values, every controller's edit included and other packs' patches
     left out: with one-hot values, the maps of words. It is None inside a probe.
     """
 
@@ -83,9 +85,9 @@ Attend = Callable[[AttentionCall], torch.Tensor]
 class Controller(abc.ABC):
     """A frozen set of options that edits or reads attention calls.
 
-    Controllers chain: the first of a list sees the call first, and `attend` runs the rest of the chain, then other
-    packs' patches, then the host's attention. What a controller remembers during a run is in the `state` that
-    `begin` made for that run; it is dropped with the run.
+    Controllers chain: the first of a list sees the call first, and `attend` runs the rest of the
+    chain, then other packs' patches, then the host's attention. What a controller remembers during
+    a run is in the `state` that `begin` made for that run; it is dropped with the run.
     """
 
     title: ClassVar[str]
@@ -104,8 +106,8 @@ class Controller(abc.ABC):
         """Whether any site of this kind is edited or read now."""
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
-        """Whether sites of this kind and layer are edited or read, for a latent of (height, width). Sites where nobody
-        is at work are left to the host."""
+        """Whether sites of this kind and layer are edited or read, for a latent of (height, width).
+        Sites where nobody is at work are left to the host."""
         return True
 
     def works(self, site: Site, place: Place) -> bool:
@@ -113,7 +115,8 @@ class Controller(abc.ABC):
         return self.wants(site.kind, place) and self.at(site.kind, site.layer, site.latent)
 
     def reads(self, place: Place) -> Reads:
-        """Which source rows this controller needs in the UNet call now; where none, they may not be run."""
+        """Which source rows this controller needs in the UNet call now; where none, they may not be
+        run."""
         return "cond" if self.wants("self", place) or self.wants("cross", place) else "nothing"
 
     def begin(self) -> Any:
@@ -124,8 +127,11 @@ class Controller(abc.ABC):
     def __call__(self, call: AttentionCall, attend: Attend, state: Any) -> torch.Tensor:
         """The attention output, [rows, tokens, heads * dim_head]."""
 
-    def after_step(self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: Any) -> torch.Tensor:
-        """The latents [rows, C, H, W] after the step at `place`; x is what the sampler made of them."""
+    def after_step(
+        self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: Any
+    ) -> torch.Tensor:
+        """The latents [rows, C, H, W] after the step at `place`; x is what the sampler made of
+        them."""
         return x
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: Any) -> None:
@@ -139,12 +145,18 @@ def cond_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
 
 
 def all_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
-    """(row, source row) of every target row, conditioned or not, whose source is in the same call."""
-    return [(index, row.source) for index, row in enumerate(rows) if row.branch == "target" and row.source is not None]
+    """(row, source row) of every target row, conditioned or not, whose source is in the same
+    call."""
+    return [
+        (index, row.source)
+        for index, row in enumerate(rows)
+        if row.branch == "target" and row.source is not None
+    ]
 
 
 def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:
-    """Raise PivotError unless 0 <= start <= end <= 1; `name` is what the inputs are called before start and end."""
+    """Raise PivotError unless 0 <= start <= end <= 1; `name` is what the inputs are called before
+    start and end."""
     start, end = window
     if not 0.0 <= start <= end <= 1.0:
         raise PivotError(
@@ -156,6 +168,7 @@ def check_window(window: tuple[float, float], name: str = "", where: str = "") -
 
 
 def window_open(window: tuple[float, float], place: Place, rows: int) -> bool:
-    """Whether a window (start, end), as fractions of a table of `rows` steps, is open at a place."""
+    """Whether a window (start, end), as fractions of a table of `rows` steps, is open at a
+    place."""
     start, end = window
     return int(start * rows) <= place.step < int(end * rows)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Uncond:
     """What an unconditional row reads.
 
-    base: the negative prompt or the source prompt; mix: from 0, `base` itself, to 1, the negative prompt, along the
-    sphere; null: in the text's place the trajectory's optimised embedding of the step.
+    base: the negative prompt or the source prompt; mix: from 0, `base` itself, to 1, the negative
+    prompt, along the sphere; null: in the text's place the trajectory's optimised embedding of the
+    step.
     """
 
     base: Literal["negative", "source"]
@@ -41,21 +42,23 @@ class Correction(abc.ABC):
 
     @property
     def pinned(self) -> bool:
-        """The source row is set from the trajectory after every step: its own prediction is not needed."""
+        """The source row is set from the trajectory after every step: its own prediction is not
+        needed."""
         return False
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
-        """What unconditional rows of a branch read at a step. Where source rows read SOURCE guidance cancels on them,
-        whatever the cfg, and they need no unconditional row."""
+        """What unconditional rows of a branch read at a step. Where source rows read SOURCE
+        guidance cancels on them, whatever the cfg, and they need no unconditional row."""
         return NEGATIVE
 
     def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
-        """The source rows after the step that ends at level `index`; x is what DDIM made of them."""
+        """The source rows after the step that ends at level `index`; x is what DDIM made of
+        them."""
         return x
 
     def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
-        """What people should know of a replay of the source at this cfg and negative prompt (its fingerprint); empty
-        when all is well."""
+        """What people should know of a replay of the source at this cfg and negative prompt (its
+        fingerprint); empty when all is well."""
         return ""
 
     def check(self, trajectory: Trajectory) -> None:

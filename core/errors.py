@@ -6,7 +6,8 @@ import torch
 
 
 class PivotError(ValueError):
-    """What was expected; what came; where; what to do. ComfyUI shows it on the node that raised it."""
+    """What was expected; what came; where; what to do. ComfyUI shows it on the node that raised
+    it."""
 
     def __init__(self, expected: str, got: str, do: str, where: str = "") -> None:
         self.expected, self.got, self.do, self.where = expected, got, do, where

@@ -14,8 +14,8 @@ from .trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guided:
-    """What a rule made of a step. delta: what cfg multiplies, of the shape of the difference that came; edit: 1 where
-    the step edits, 0 where it should keep the source, or None."""
+    """What a rule made of a step. delta: what cfg multiplies, of the shape of the difference that
+    came; edit: 1 where the step edits, 0 where it should keep the source, or None."""
 
     delta: torch.Tensor
     edit: torch.Tensor | None = None
@@ -42,8 +42,13 @@ class Guidance(abc.ABC):
         """What becomes of delta = eps_c - eps_u [(1 + n) * batch, C, H, W]."""
 
     def after_step(
-        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, trajectory: Trajectory, index: int
+        self,
+        x: torch.Tensor,
+        denoised: torch.Tensor,
+        guided: Guided,
+        trajectory: Trajectory,
+        index: int,
     ) -> torch.Tensor:
-        """The latents after the step that ends at level `index`; x is what DDIM made of them, variance-preserving;
-        denoised is x0 of the step."""
+        """The latents after the step that ends at level `index`; x is what DDIM made of them,
+        variance-preserving; denoised is x0 of the step."""
         return x

@@ -1,8 +1,9 @@
 """The attention layers of a UNet by name, and a readable way to choose some of them.
 
-Names are the field's (diffusers'): `down.1.0` is the first attention of the second resolution on the way down,
-`mid.0.0` the middle, `up.3.2` the third attention of the finest resolution on the way up in SD1.x. Each holds one
-or more transformer blocks (its depth: 1 in SD1.x and SD2.x, up to 10 in SDXL).
+Names are the field's (diffusers'): `down.1.0` is the first attention of the second resolution on
+the way down, `mid.0.0` the middle, `up.3.2` the third attention of the finest resolution on the way
+up in SD1.x. Each holds one or more transformer blocks (its depth: 1 in SD1.x and SD2.x, up to 10 in
+SDXL).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _ITEM = re.compile(rf"(down|mid|up)(?:\.{_RANGE})?(?:\.{_RANGE})?(?:\.{_RANGE})?
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One transformer block. level: how many resolution changes its stage has passed; number: which attention of
-    that level; depth: which block of that attention; scale: latent positions to one token, along one side."""
+    """One transformer block. level: how many resolution changes its stage has passed; number: which
+    attention of that level; depth: which block of that attention; scale: latent positions to one
+    token, along one side."""
 
     stage: Stage
     level: int
@@ -37,15 +39,16 @@ class Layer:
 
     @property
     def area(self) -> float:
-        """Its tokens as a fraction of the latent's positions: 1 at full size, 1/4 one level down."""
+        """Its tokens as a fraction of the latent's positions: 1 at full size, 1/4 one level
+        down."""
         return 1.0 / self.scale**2
 
 
 def select_layers(text: str, layers: Iterable[Layer], where: str = "") -> frozenset[Layer]:
     """The layers that a text names: `up.2-3`, `mid`, `down.1.0, up.1`, `up.1.2.0-4`; `all`; `none`.
 
-    An item is `stage[.levels[.numbers[.depths]]]`, each a number or a range, what is left out means all.
-    Raises PivotError for an item that cannot be read or that names no layer of this model.
+    An item is `stage[.levels[.numbers[.depths]]]`, each a number or a range, what is left out means
+    all. Raises PivotError for an item that cannot be read or that names no layer of this model.
     """
     there = tuple(layers)
     items = [item for item in re.split(r"[\s,;]+", text.strip().lower()) if item]
@@ -64,16 +67,24 @@ def select_layers(text: str, layers: Iterable[Layer], where: str = "") -> frozen
 def _matches(item: str, layers: tuple[Layer, ...], where: str) -> set[Layer]:
     read = _ITEM.fullmatch(item)
     if read is None:
-        raise PivotError("layers such as up.2-3, mid or down.1.0", repr(item), _offer(layers), where)
+        raise PivotError(
+            "layers such as up.2-3, mid or down.1.0", repr(item), _offer(layers), where
+        )
     stage, *bounds = read.groups()
-    ranges = [(int(low), int(high or low)) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if low]
+    ranges = [
+        (int(low), int(high or low))
+        for low, high in zip(bounds[::2], bounds[1::2], strict=True)
+        if low
+    ]
     return {
         layer
         for layer in layers
         if layer.stage == stage
         and all(
             low <= place <= high
-            for (low, high), place in zip(ranges, (layer.level, layer.number, layer.depth), strict=False)
+            for (low, high), place in zip(
+                ranges, (layer.level, layer.number, layer.depth), strict=False
+            )
         )
     }
 
@@ -83,8 +94,9 @@ def _offer(layers: tuple[Layer, ...]) -> str:
 
 
 def map_scale(latent: tuple[int, int], scales: Iterable[int]) -> int:
-    """The scale at which word maps are read for a latent of (height, width): a quarter of its side, as the
-    references' 16x16 of 64x64, or finer where that would leave fewer than 12 positions; only scales there are."""
+    """The scale at which word maps are read for a latent of (height, width): a quarter of its side,
+    as the references' 16x16 of 64x64, or finer where that would leave fewer than 12 positions; only
+    scales there are."""
     offered = sorted(scales)
     wanted = [scale for scale in offered if scale <= 4 and min(latent) / scale >= 12]
     return max(wanted, default=offered[0])

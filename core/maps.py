@@ -1,7 +1,7 @@
 """Maps of words from folded attention: where in the picture a word is looked at (METHODS 29.1).
 
-`probe(E)` with E the one-hot columns of some words is the attention map of those words, mean over heads, without
-the map over all words and heads ever being built.
+`probe(E)` with E the one-hot columns of some words is the attention map of those words, mean over
+heads, without the map over all words and heads ever being built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .attention import AttentionCall, Branch, Row
 
 Columns = tuple[int, ...]
 Groups = dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]
-"""(branch, target) -> the prompt's number of columns, and the columns of each word or group of words."""
+"""(branch, target) -> the prompt's number of columns, and the columns of each word or group of
+words."""
 Key = tuple[Branch, int, int]
 """(branch, target, picture)."""
 
@@ -29,10 +30,11 @@ def key_of(row: Row) -> Key:
 
 
 def word_maps(call: AttentionCall, groups: Groups) -> dict[Key, torch.Tensor]:
-    """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call that has words.
+    """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call
+    that has words.
 
-    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet repeated to their common
-    multiple; the repeats of a column are summed.
+    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet
+    repeated to their common multiple; the repeats of a column are summed.
     """
     if call.probe is None:
         return {}
@@ -59,7 +61,9 @@ def _asked(row: Row, groups: Groups) -> bool:
     return bool(groups.get((row.branch, row.target), (0, ()))[1])
 
 
-def _one_hot(call: AttentionCall, asked: dict[int, tuple[int, tuple[Columns, ...]]], first: int) -> torch.Tensor:
+def _one_hot(
+    call: AttentionCall, asked: dict[int, tuple[int, tuple[Columns, ...]]], first: int
+) -> torch.Tensor:
     """Values that are 1 on the columns of word `first + i` in channel i of every head."""
     columns, channels = call.v.shape[1:]
     width = channels // call.heads
@@ -72,7 +76,8 @@ def _one_hot(call: AttentionCall, asked: dict[int, tuple[int, tuple[Columns, ...
 
 
 class MapSum:
-    """Maps summed over layers and steps. A layer counts once a step, however often the sampler asks it."""
+    """Maps summed over layers and steps. A layer counts once a step, however often the sampler asks
+    it."""
 
     def __init__(self) -> None:
         self.sums: dict[Key, torch.Tensor] = {}
@@ -88,15 +93,15 @@ class MapSum:
 
 
 def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of two maps [h, w, columns]. The host repeats a text when another in the same call is longer: repeats
-    are summed until both have as many columns."""
+    """The sum of two maps [h, w, columns]. The host repeats a text when another in the same call is
+    longer: repeats are summed until both have as many columns."""
     columns = math.gcd(a.shape[-1], b.shape[-1])
     return sum(each.reshape(*each.shape[:2], -1, columns).sum(-2) for each in (a, b))  # type: ignore[return-value]
 
 
 class StepMaps:
-    """Maps of one step at a time. `finished(step)` are those of the step before it, complete and the same for every
-    call of the step, however the host splits its calls."""
+    """Maps of one step at a time. `finished(step)` are those of the step before it, complete and
+    the same for every call of the step, however the host splits its calls."""
 
     def __init__(self) -> None:
         self._step = -1
@@ -116,7 +121,9 @@ class StepMaps:
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> torch.Tensor:
     """[h, w] to another size."""
     corners = False if mode == "bilinear" else None
-    return torch.nn.functional.interpolate(maps[None, None], size, mode=mode, align_corners=corners)[0, 0]
+    return torch.nn.functional.interpolate(
+        maps[None, None], size, mode=mode, align_corners=corners
+    )[0, 0]
 
 
 class Results:

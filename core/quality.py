@@ -1,4 +1,5 @@
-"""How good an inversion is: how exactly the picture returns, how Gaussian its noise is, and what to do about either."""
+"""How good an inversion is: how exactly the picture returns, how Gaussian its noise is, and what to
+do about either."""
 
 from __future__ import annotations
 
@@ -13,16 +14,19 @@ from .correction import SOURCE, Correction
 from .trajectory import Trajectory
 
 AS_GOOD, CLOSE = 0.5, 3.0
-"""dB below the autoencoder's own round trip at which a picture comes back as well as it can, or nearly."""
+"""dB below the autoencoder's own round trip at which a picture comes back as well as it can, or
+nearly."""
 LOSSY, ANOTHER = 25.0, 15.0
-"""dB of the round trip below which the autoencoder loses detail, or it cannot be the same picture."""
+"""dB of the round trip below which the autoencoder loses detail, or it cannot be the same picture.
+"""
 MOVED = 1.0
 """dB that an edit without a changed word may lose."""
 ENOUGH = 50
 """Steps, of the papers."""
 STIFF = {"mean": 0.2, "std": 0.25, "neighbours": 0.2}
-"""How far noise may be from Gaussian. 50-step DDIM inversions of the toy model's pictures at cfg 1 stay below (std 0.80
-to 0.85, neighbours 0.04 to 0.12); those at cfg 7.5 (1.3, 0.4) and of 4 steps (0.7, 0.4) do not."""
+"""How far noise may be from Gaussian. 50-step DDIM inversions of the toy model's pictures at cfg 1
+stay below (std 0.80 to 0.85, neighbours 0.04 to 0.12); those at cfg 7.5 (1.3, 0.4) and of 4 steps
+(0.7, 0.4) do not."""
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
@@ -32,19 +36,25 @@ def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
 
 
 def latent_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """PSNR in dB of latent `a` against reference `b`, the peak being b's own range; infinite if equal."""
+    """PSNR in dB of latent `a` against reference `b`, the peak being b's own range; infinite if
+    equal."""
     return psnr(a, b, (b.max() - b.min()).double().item())
 
 
 def drift(replayed: Iterable[torch.Tensor], trajectory: Trajectory) -> list[float]:
-    """The mean squared distance to the trajectory after every step of a replay, noise first; latents [B, C, H, W]."""
+    """The mean squared distance to the trajectory after every step of a replay, noise first;
+    latents [B, C, H, W]."""
     pivots = trajectory.latents[:-1].flip(0)
-    return [(x - pivot.to(x)).double().square().mean().item() for x, pivot in zip(replayed, pivots, strict=True)]
+    return [
+        (x - pivot.to(x)).double().square().mean().item()
+        for x, pivot in zip(replayed, pivots, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseFigures:
-    """Mean, standard deviation, and how horizontal and vertical neighbours correlate; of Gaussian noise 0, 1, 0, 0."""
+    """Mean, standard deviation, and how horizontal and vertical neighbours correlate; of Gaussian
+    noise 0, 1, 0, 0."""
 
     mean: float
     std: float
@@ -53,7 +63,8 @@ class NoiseFigures:
 
     @classmethod
     def of(cls, noise: torch.Tensor) -> NoiseFigures:
-        """Of variance-preserving noise [B, C, H, W]; correlations are means over pictures and channels."""
+        """Of variance-preserving noise [B, C, H, W]; correlations are means over pictures and
+        channels."""
         x = noise.double()
         centred = x - x.mean((-2, -1), keepdim=True)
         variance = centred.square().mean((-2, -1)).clamp_min(1e-12)
@@ -67,7 +78,8 @@ class NoiseFigures:
 
     @property
     def stiff(self) -> bool:
-        """Whether too much of the picture is left in it: an edit then moves little, or not as the words say."""
+        """Whether too much of the picture is left in it: an edit then moves little, or not as the
+        words say."""
         off = {
             "mean": abs(self.mean),
             "std": abs(self.std - 1.0),
@@ -76,7 +88,10 @@ class NoiseFigures:
         return any(off[name] > limit for name, limit in STIFF.items())
 
     def __str__(self) -> str:
-        told = f"mean {self.mean:.2f}, std {self.std:.2f}, neighbours correlate {self.across:.2f} across"
+        told = (
+            f"mean {self.mean:.2f}, std {self.std:.2f}, neighbours correlate {self.across:.2f} "
+            "across"
+        )
         return f"{told} and {self.down:.2f} down (Gaussian: 0, 1, 0, 0)"
 
 
@@ -84,8 +99,8 @@ class NoiseFigures:
 class Quality:
     """What was measured, in dB against the source picture.
 
-    psnr: the reconstruction; ceiling: the autoencoder's own round trip; unchanged: an edit whose target is the source
-    prompt; noise: of the inversion's noisiest latent.
+    psnr: the reconstruction; ceiling: the autoencoder's own round trip; unchanged: an edit whose
+    target is the source prompt; noise: of the inversion's noisiest latent.
     """
 
     psnr: float
@@ -99,7 +114,9 @@ class Quality:
         return 0.0 if self.psnr >= self.ceiling else self.ceiling - self.psnr
 
 
-def verdict(quality: Quality, trajectory: Trajectory, correction: Correction, cfg: float) -> list[str]:
+def verdict(
+    quality: Quality, trajectory: Trajectory, correction: Correction, cfg: float
+) -> list[str]:
     """What the figures mean and what to try, one line for each."""
     return [
         *_on_ceiling(quality.ceiling),
@@ -111,9 +128,15 @@ def verdict(quality: Quality, trajectory: Trajectory, correction: Correction, cf
 
 def _on_ceiling(ceiling: float) -> list[str]:
     if ceiling < ANOTHER:
-        return ["This is hardly the picture that was inverted: connect the one that went into VAE Encode."]
+        return [
+            "This is hardly the picture that was inverted: connect the one that went into VAE "
+            "Encode."
+        ]
     if ceiling < LOSSY:
-        return ["The autoencoder itself loses detail, and no edit can be closer. Try a larger picture or another VAE."]
+        return [
+            "The autoencoder itself loses detail, and no edit can be closer. Try a larger picture "
+            "or another VAE."
+        ]
     return []
 
 
@@ -127,11 +150,15 @@ def _on_return(quality: Quality, trajectory: Trajectory, correction: Correction,
 
 def _tips(trajectory: Trajectory, correction: Correction, cfg: float) -> list[str]:
     """What brings a picture back more exactly, the surest first."""
-    guided = correction.uncond("source", Place(0, trajectory.steps, float(trajectory.sigmas[-1]))) != SOURCE
+    guided = (
+        correction.uncond("source", Place(0, trajectory.steps, float(trajectory.sigmas[-1])))
+        != SOURCE
+    )
     return _helpful(
         {
             "correction direct, which is exact at any cfg": not correction.pinned,
-            f"a cfg nearer to the inversion's own, {trajectory.guidance:g}": guided and cfg != trajectory.guidance,
+            f"a cfg nearer to the inversion's own, {trajectory.guidance:g}": guided
+            and cfg != trajectory.guidance,
             "the inversion method fixed_point": trajectory.method != "fixed_point",
             **_better_inversion(trajectory),
         }
@@ -153,7 +180,8 @@ def _on_rest(quality: Quality, cfg: float) -> list[str]:
     if quality.psnr - quality.unchanged <= MOVED:
         return []
     return [
-        f"At cfg {cfg:g} an edit moves the picture even where no word changes ({quality.unchanged:.1f} dB). Hold the "
+        f"At cfg {cfg:g} an edit moves the picture even where no word changes "
+        f"({quality.unchanged:.1f} dB). Hold the "
         "rest with P2P Attention Controller or Local Blend, or lower cfg."
     ]
 
@@ -161,7 +189,10 @@ def _on_rest(quality: Quality, cfg: float) -> list[str]:
 def _on_noise(noise: NoiseFigures, trajectory: Trajectory) -> list[str]:
     if not noise.stiff:
         return []
-    tips = "; ".join(_helpful({"cfg 1": trajectory.guidance != 1.0, **_better_inversion(trajectory)}))
+    tips = "; ".join(
+        _helpful({"cfg 1": trajectory.guidance != 1.0, **_better_inversion(trajectory)})
+    )
     return [
-        f"The noise is not Gaussian: much of the picture is left in it, and edits will be stiff. Invert with {tips}."
+        "The noise is not Gaussian: much of the picture is left in it, and edits will be stiff. "
+        f"Invert with {tips}."
     ]

@@ -1,7 +1,8 @@
 """Noise levels and the DDIM step (Song et al. 2021, arXiv 2010.02502, eq. 12 with eta = 0).
 
-`x` is the variance-preserving latent of the papers, `sigma = sqrt((1 - abar) / abar)`. In the variance-exploding
-variable `X = x * sqrt(1 + sigma^2)` a DDIM step is exactly Euler: `X' = X + (sigma' - sigma) * eps`.
+`x` is the variance-preserving latent of the papers, `sigma = sqrt((1 - abar) / abar)`. In the
+variance-exploding variable `X = x * sqrt(1 + sigma^2)` a DDIM step is exactly Euler: `X' = X +
+(sigma' - sigma) * eps`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from .errors import PivotError
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
-"""The one model contract: `denoise(X, sigma) -> x0`, X variance-exploding; eps, v and flow models all fit."""
+"""The one model contract: `denoise(X, sigma) -> x0`, X variance-exploding; eps, v and flow models
+all fit."""
 
 LEVELS = ("reference", "host")
 
@@ -31,10 +33,12 @@ def ddim_timesteps(steps: int, trained: int = 1000) -> list[int]:
 
 
 def level_table(trained_sigmas: torch.Tensor, steps: int, end: str = "reference") -> torch.Tensor:
-    """Ascending sigmas [steps + 1], float64, from the model's own table of trained sigmas (ascending).
+    """Ascending sigmas [steps + 1], float64, from the model's own table of trained sigmas
+    (ascending).
 
-    `end = "reference"`: the clean end is the model's first level, sigma_0 = 0.0292 for SD, as in every
-    SD 1.x reference (`set_alpha_to_one=False`). `end = "host"`: it is 0, as in ComfyUI's `ddim_uniform`.
+    `end = "reference"`: the clean end is the model's first level, sigma_0 = 0.0292 for SD, as in
+    every SD 1.x reference (`set_alpha_to_one=False`). `end = "host"`: it is 0, as in ComfyUI's
+    `ddim_uniform`.
     """
     if end not in LEVELS:
         raise PivotError(f"levels to be one of {LEVELS}", repr(end), "Choose one of them.")
@@ -55,24 +59,28 @@ def to_preserving(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def predict_eps(denoise: Denoise, x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The noise prediction of the network at the latent `x` and the time of `sigma > 0`; the shape of x.
+    """The noise prediction of the network at the latent `x` and the time of `sigma > 0`; the shape
+    of x.
 
-    `x` may belong to another level than `sigma`: DDIM inversion evaluates the lower latent at the higher time
-    (`reference` evaluation point), and the network then sees `x` itself.
+    `x` may belong to another level than `sigma`: DDIM inversion evaluates the lower latent at the
+    higher time (`reference` evaluation point), and the network then sees `x` itself.
     """
     exploding = to_exploding(x, sigma)
     return (exploding - denoise(exploding, sigma)) / sigma
 
 
 def ddim_step(x: torch.Tensor, eps: torch.Tensor, sigma: float, sigma_next: float) -> torch.Tensor:
-    """One DDIM step from `sigma` to `sigma_next`, in either direction; x and the result variance-preserving."""
+    """One DDIM step from `sigma` to `sigma_next`, in either direction; x and the result
+    variance-preserving."""
     return to_preserving(to_exploding(x, sigma) + (sigma_next - sigma) * eps, sigma_next)
 
 
 def slerp(mix: float, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """Between two tensors of one shape along the sphere, each item of the first dimension flattened (METHODS 5).
+    """Between two tensors of one shape along the sphere, each item of the first dimension flattened
+    (METHODS 5).
 
-    0 gives `start` and 1 `end`, bit for bit; where the two point in one direction it is a straight line.
+    0 gives `start` and 1 `end`, bit for bit; where the two point in one direction it is a straight
+    line.
     """
     if mix in (0.0, 1.0):
         return end if mix else start

@@ -1,4 +1,5 @@
-"""Inversions in files: .safetensors whose header says what made them. Nothing in a file is ever run."""
+"""Inversions in files: .safetensors whose header says what made them. Nothing in a file is ever
+run."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ _DAMAGED = "The file is damaged; save the inversion again."
 class Stored:
     """What a file holds.
 
-    trajectory: without its correction, which is kept as plain data; correction: its name and options, or None;
+    trajectory: without its correction, which is kept as plain data; correction: its name and
+    options, or None;
     pack: the version that wrote the file; half: whether its numbers were rounded to half precision.
     """
 
@@ -59,13 +61,15 @@ class Stored:
 def write(path: pathlib.Path, trajectory: Trajectory, half: bool = False) -> None:
     """Write an inversion in whole or not at all.
 
-    In fp32 every number comes back bit for bit, `latents[0]`, the encoder's output, among them. half: latents and
-    embeddings are rounded to fp16, `latents[0]` too, so that the picture comes back within `rounding`; levels stay
-    float64. Raises PivotError when the file exists, when a number is too large for half precision, or when the prompt
-    is too long for the header.
+    In fp32 every number comes back bit for bit, `latents[0]`, the encoder's output, among them.
+    half: latents and embeddings are rounded to fp16, `latents[0]` too, so that the picture comes
+    back within `rounding`; levels stay float64. Raises PivotError when the file exists, when a
+    number is too large for half precision, or when the prompt is too long for the header.
     """
     if path.exists():
-        raise PivotError("a name that is free", f"{path.name}, which exists", "Choose another one.", "write")
+        raise PivotError(
+            "a name that is free", f"{path.name}, which exists", "Choose another one.", "write"
+        )
     data = safetensors.torch.save(_tensors(trajectory, half), _metadata(trajectory))
     _check_length(int.from_bytes(data[:8], "little"), "Shorten the prompt.")
     part = path.with_name(f".{uuid.uuid4().hex}.part")
@@ -95,8 +99,8 @@ def is_inversion(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> Stored:
-    """The inversion of a file. Raises PivotError with the reason when it is none, is damaged, or says of itself what
-    its tensors are not."""
+    """The inversion of a file. Raises PivotError with the reason when it is none, is damaged, or
+    says of itself what its tensors are not."""
     try:
         with path.open("rb") as file:
             fields = _fields(_header(file))
@@ -107,9 +111,13 @@ def read(path: pathlib.Path) -> Stored:
 
 
 def _tensors(trajectory: Trajectory, half: bool) -> dict[str, torch.Tensor]:
-    tensors = {"latents": trajectory.latents} | ({} if trajectory.nulls is None else {"nulls": trajectory.nulls})
+    tensors = {"latents": trajectory.latents} | (
+        {} if trajectory.nulls is None else {"nulls": trajectory.nulls}
+    )
     kept = {name: _halved(x, name) if half else x.float() for name, x in tensors.items()}
-    return {name: x.contiguous() for name, x in {"sigmas": trajectory.sigmas.double(), **kept}.items()}
+    return {
+        name: x.contiguous() for name, x in {"sigmas": trajectory.sigmas.double(), **kept}.items()
+    }
 
 
 def _halved(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -135,11 +143,14 @@ def _metadata(trajectory: Trajectory) -> dict[str, str]:
         "pack": pack_version(),
         "correction": own and {"name": own.name, "options": dataclasses.asdict(own)},  # type: ignore[call-overload]
     }
-    return {"format": FORMAT, "version": str(VERSION)} | {name: json.dumps(value) for name, value in fields.items()}
+    return {"format": FORMAT, "version": str(VERSION)} | {
+        name: json.dumps(value) for name, value in fields.items()
+    }
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
-    """What an open file says of itself; its first eight bytes are checked before anything trusts them."""
+    """What an open file says of itself; its first eight bytes are checked before anything trusts
+    them."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     if len(start) < 8:
@@ -166,13 +177,22 @@ def _check_length(length: int, do: str) -> None:
 def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
     """The header's fields with the types that they must have."""
     if metadata.get("format") != FORMAT:
-        raise PivotError(f"an inversion ({FORMAT})", f"{metadata.get('format', 'a file of another kind')}", _CHOOSE)
+        raise PivotError(
+            f"an inversion ({FORMAT})",
+            f"{metadata.get('format', 'a file of another kind')}",
+            _CHOOSE,
+        )
     version = str(metadata.get("version"))
     if version != str(VERSION):
-        raise PivotError(f"version {VERSION} of the format", version, "Update Pivot Edit, or save it again.")
+        raise PivotError(
+            f"version {VERSION} of the format", version, "Update Pivot Edit, or save it again."
+        )
     fields = {name: _field(metadata, name) for name in _FIELDS}
     correction = fields["correction"]
-    if correction is not None and [type(correction.get(key)) for key in ("name", "options")] != [str, dict]:
+    if correction is not None and [type(correction.get(key)) for key in ("name", "options")] != [
+        str,
+        dict,
+    ]:
         raise PivotError("a correction's name and options", json.dumps(correction), _DAMAGED)
     if not math.isfinite(fields["guidance"]):
         raise PivotError("a finite guidance", f"{fields['guidance']}", _DAMAGED)
@@ -195,28 +215,50 @@ def _load(data: bytes) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise PivotError("all of its tensors", f"a truncated or damaged file ({error})", _DAMAGED) from error
+        raise PivotError(
+            "all of its tensors", f"a truncated or damaged file ({error})", _DAMAGED
+        ) from error
 
 
 def _stored(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stored:
     for name in ("sigmas", "latents"):
         if name not in tensors:
-            raise PivotError(f"a tensor {name}", f"only {', '.join(sorted(tensors)) or 'none'}", _DAMAGED)
+            raise PivotError(
+                f"a tensor {name}", f"only {', '.join(sorted(tensors)) or 'none'}", _DAMAGED
+            )
     kept = {name: _checked(tensors[name], name) for name in _DTYPES if name in tensors}
     sigmas, latents, nulls = kept["sigmas"], kept["latents"], kept.get("nulls")
     if list(latents.shape) != fields["size"]:
-        raise PivotError(f"latents of the size it tells, {fields['size']}", f"{list(latents.shape)}", _DAMAGED)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[0]) < 0.0 or not bool((sigmas.diff() > 0.0).all()):
+        raise PivotError(
+            f"latents of the size it tells, {fields['size']}", f"{list(latents.shape)}", _DAMAGED
+        )
+    if (
+        sigmas.ndim != 1
+        or len(sigmas) < 2
+        or float(sigmas[0]) < 0.0
+        or not bool((sigmas.diff() > 0.0).all())
+    ):
         raise PivotError("ascending levels", f"{sigmas.flatten()[:4].tolist()} ...", _DAMAGED)
-    told = {name: fields[name] for name in ("method", "model", "conditioning", "prompt", "guidance")}
-    trajectory = Trajectory(sigmas, latents.float(), nulls=None if nulls is None else nulls.float(), **told)
+    told = {
+        name: fields[name] for name in ("method", "model", "conditioning", "prompt", "guidance")
+    }
+    trajectory = Trajectory(
+        sigmas, latents.float(), nulls=None if nulls is None else nulls.float(), **told
+    )
     own = fields["correction"]
-    return Stored(trajectory, own and (own["name"], own["options"]), fields["pack"], latents.dtype == torch.float16)
+    return Stored(
+        trajectory,
+        own and (own["name"], own["options"]),
+        fields["pack"],
+        latents.dtype == torch.float16,
+    )
 
 
 def _checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.dtype not in _DTYPES[name]:
-        raise PivotError(f"{name} in {' or '.join(map(str, _DTYPES[name]))}", str(tensor.dtype), _DAMAGED)
+        raise PivotError(
+            f"{name} in {' or '.join(map(str, _DTYPES[name]))}", str(tensor.dtype), _DAMAGED
+        )
     if not torch.isfinite(tensor).all():
         raise PivotError(f"finite numbers in its {name}", "NaN or infinity", _DAMAGED)
     return tensor

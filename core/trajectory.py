@@ -12,13 +12,14 @@ from .errors import PivotError, check_finite
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The pivot x*_0 ... x*_N of a batch of pictures (Mokady et al. 2022, arXiv 2211.09794, sec. 3.2).
+    """The pivot x*_0 ... x*_N of a batch of pictures (Mokady et al. 2022, arXiv 2211.09794, sec.
+    3.2).
 
     sigmas: ascending levels [N + 1], float64, index 0 the clean end.
-    latents: variance-preserving, scaled as the model sees them, [N + 1, B, C, H, W], fp32 on the CPU;
-        `latents[0]` is the encoder's output unchanged.
-    method: the inversion's name; model, conditioning: fingerprints of what it was made with; prompt: the source
-        prompt where it is known; guidance: the cfg it was made at.
+    latents: variance-preserving, scaled as the model sees them, [N + 1, B, C, H, W], fp32 on the
+        CPU; `latents[0]` is the encoder's output unchanged.
+    method: the inversion's name; model, conditioning: fingerprints of what it was made with;
+        prompt: the source prompt where it is known; guidance: the cfg it was made at.
     nulls: optimised embeddings [N, B, T, D], the noisiest step first, fp32 on the CPU, or None.
     correction: how it is to be replayed, where that was said.
     """
@@ -41,7 +42,9 @@ class Trajectory:
                 "Pass one latent for every level.",
             )
         check_finite(self.latents, "the latents of a trajectory", self.method)
-        if self.nulls is not None and (self.nulls.ndim != 4 or self.nulls.shape[:2] != (self.steps, self.batch)):
+        if self.nulls is not None and (
+            self.nulls.ndim != 4 or self.nulls.shape[:2] != (self.steps, self.batch)
+        ):
             raise PivotError(
                 f"embeddings [{self.steps}, {self.batch}, T, D]",
                 str(list(self.nulls.shape)),

@@ -1,7 +1,8 @@
-"""Prompts as words on token columns, and how two prompts align (Hertz et al. 2022, arXiv 2208.01626, sec. 3.2).
+"""Prompts as words on token columns, and how two prompts align (Hertz et al. 2022, arXiv
+2208.01626, sec. 3.2).
 
-A column is an index into the text encoder's output, `chunk * 77 + position`; long prompts have several chunks.
-Words are whitespace-separated; comparing ignores case and surrounding punctuation.
+A column is an index into the text encoder's output, `chunk * 77 + position`; long prompts have
+several chunks. Words are whitespace-separated; comparing ignores case and surrounding punctuation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def bare(word: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word of a prompt. columns: all its token columns; core: those without surrounding punctuation."""
+    """A word of a prompt. columns: all its token columns; core: those without surrounding
+    punctuation."""
 
     text: str
     columns: tuple[int, ...]
@@ -36,7 +38,8 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt on its token columns. tokens: the token id of every column, special ones and padding included."""
+    """A prompt on its token columns. tokens: the token id of every column, special ones and padding
+    included."""
 
     text: str
     words: tuple[Word, ...]
@@ -49,7 +52,11 @@ class Prompt:
         """
         found = self.seek(phrase)
         if not found:
-            raise PivotError(f"a word of the prompt {self.text!r}", repr(phrase), f"Its words are: {self.listed}.")
+            raise PivotError(
+                f"a word of the prompt {self.text!r}",
+                repr(phrase),
+                f"Its words are: {self.listed}.",
+            )
         return found
 
     def seek(self, phrase: str) -> tuple[int, ...]:
@@ -58,7 +65,10 @@ class Prompt:
         here = [bare(word.text) for word in self.words]
         starts = [i for i in range(len(here)) if wanted and here[i : i + len(wanted)] == wanted]
         return tuple(
-            column for start in starts for word in self.words[start : start + len(wanted)] for column in word.core
+            column
+            for start in starts
+            for word in self.words[start : start + len(wanted)]
+            for column in word.core
         )
 
     @property
@@ -69,9 +79,11 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Alignment:
-    """How target columns read attention: `edited = weights * (probs_source @ mapper + own * probs_target)`.
+    """How target columns read attention: `edited = weights * (probs_source @ mapper + own *
+    probs_target)`.
 
-    mapper: [source columns, target columns]; own: [target columns], the share a column keeps of itself.
+    mapper: [source columns, target columns]; own: [target columns], the share a column keeps of
+    itself.
     mode: replace | refine | reweight; note: the alignment in words.
     weights: [target columns], the paper's equalizer, None for ones.
     windows: (columns, (start, end)) of words with a window of their own.
@@ -97,10 +109,12 @@ class PromptPair:
     target: Prompt
 
     def align(self, mode: str = "auto", mapper: str = "fixed") -> Alignment:
-        """The alignment of the two prompts; `auto` replaces words where the word counts agree, else refines.
+        """The alignment of the two prompts; `auto` replaces words where the word counts agree, else
+        refines.
 
-        mapper: fixed, or legacy for the tables of the public implementations with their quirks, one chunk only.
-        Raises PivotError for an unknown mode or mapper, or when the prompts cannot be aligned so.
+        mapper: fixed, or legacy for the tables of the public implementations with their quirks, one
+        chunk only. Raises PivotError for an unknown mode or mapper, or when the prompts cannot be
+        aligned so.
         """
         for name, value, known in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
             if value not in known:
@@ -116,7 +130,8 @@ class PromptPair:
         same_count = len(self.source.words) == len(self.target.words)
         if mode == "replace" and not same_count:
             raise PivotError(
-                "as many words in the target prompt as in the source prompt to replace them one by one",
+                "as many words in the target prompt as in the source prompt to replace them one "
+                "by one",
                 f"{len(self.target.words)} and {len(self.source.words)}",
                 "Use mode refine or auto, or write prompts of equal length.",
             )
@@ -139,24 +154,33 @@ def align_positions(source: Prompt, target: Prompt) -> Alignment:
         )
     columns = len(target.tokens)
     same = sum(old.text == new.text for old, new in zip(source.words, target.words, strict=False))
-    return Alignment(torch.eye(columns), torch.zeros(columns), "reweight", f"{same} words kept in their places")
+    return Alignment(
+        torch.eye(columns), torch.zeros(columns), "reweight", f"{same} words kept in their places"
+    )
 
 
-def reweighted(alignment: Alignment, target: Prompt, weights: Sequence[tuple[str, float]]) -> Alignment:
-    """The alignment with words of the target weighted: 1 leaves as it is, 0 removes, negative repels.
+def reweighted(
+    alignment: Alignment, target: Prompt, weights: Sequence[tuple[str, float]]
+) -> Alignment:
+    """The alignment with words of the target weighted: 1 leaves as it is, 0 removes, negative
+    repels.
 
     Raises PivotError for a word that is not there.
     """
     if not weights:
         return alignment
-    table = torch.ones(len(target.tokens)) if alignment.weights is None else alignment.weights.clone()
+    table = (
+        torch.ones(len(target.tokens)) if alignment.weights is None else alignment.weights.clone()
+    )
     for phrase, weight in weights:
         table[list(target.find(phrase))] = weight
     noted = ", ".join(f"{phrase!r} x {weight:g}" for phrase, weight in weights)
     return dataclasses.replace(alignment, weights=table).noting(noted)
 
 
-def windowed(alignment: Alignment, target: Prompt, windows: Sequence[tuple[str, tuple[float, float]]]) -> Alignment:
+def windowed(
+    alignment: Alignment, target: Prompt, windows: Sequence[tuple[str, tuple[float, float]]]
+) -> Alignment:
     """The alignment with words of the target edited in windows of their own; later ones win.
 
     Raises PivotError for a word that is not there.
@@ -179,25 +203,34 @@ def word_weights(text: str) -> list[tuple[str, float]]:
     for part in phrases(text):
         read = re.fullmatch(r"(.+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
         if read is None:
-            raise PivotError("words with weights, such as `shiny: 2, red: -0.5`", repr(part), "Write word: number.")
+            raise PivotError(
+                "words with weights, such as `shiny: 2, red: -0.5`",
+                repr(part),
+                "Write word: number.",
+            )
         found.append((read[1], float(read[2])))
     return found
 
 
 def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
-    """`star: 0.2-0.8, red: 0.5` as pairs, one number being the end. Raises PivotError for anything else."""
+    """`star: 0.2-0.8, red: 0.5` as pairs, one number being the end. Raises PivotError for anything
+    else."""
     found = []
     number = r"(\d+\.?\d*|\.\d+)"
     for part in phrases(text):
         read = re.fullmatch(rf"(.+?)\s*:\s*{number}(?:\s*-\s*{number})?", part)
         if read is None:
             raise PivotError(
-                "words with windows, such as `star: 0.2-0.8, red: 0.5`", repr(part), "Write word: start-end."
+                "words with windows, such as `star: 0.2-0.8, red: 0.5`",
+                repr(part),
+                "Write word: start-end.",
             )
         window = (float(read[2]), float(read[3])) if read[3] else (0.0, float(read[2]))
         if not 0.0 <= window[0] <= window[1] <= 1.0:
             raise PivotError(
-                "windows between 0 and 1, start before end", repr(part), "They are fractions of the steps, noise first."
+                "windows between 0 and 1, start before end",
+                repr(part),
+                "They are fractions of the steps, noise first.",
             )
         found.append((read[1], window))
     return found
@@ -207,16 +240,19 @@ def check_among(prompts: Sequence[Prompt], phrase: str) -> None:
     """Raise PivotError listing all the prompts' words if none of them has a phrase."""
     if not any(prompt.seek(phrase) for prompt in prompts):
         texts = " or ".join(dict.fromkeys(repr(prompt.text) for prompt in prompts))
-        words = ", ".join(dict.fromkeys(word for prompt in prompts for word in prompt.listed.split(", ")))
+        words = ", ".join(
+            dict.fromkeys(word for prompt in prompts for word in prompt.listed.split(", "))
+        )
         raise PivotError(f"a word of the prompt {texts}", repr(phrase), f"There are: {words}.")
 
 
 def align_replace(source: Prompt, target: Prompt) -> Alignment:
-    """Words one by one: k source tokens share their attention over m target tokens (identity where k = m).
+    """Words one by one: k source tokens share their attention over m target tokens (identity where
+    k = m).
 
-    Every row of the mapper sums to 1, so no attention is lost or invented: the references' mapper misaligns
-    everything after a word whose token count changes (METHODS 3.5), this one does not. Padding that the target
-    has no room for goes to its last column.
+    Every row of the mapper sums to 1, so no attention is lost or invented: the references' mapper
+    misaligns everything after a word whose token count changes (METHODS 3.5), this one does not.
+    Padding that the target has no room for goes to its last column.
     """
     mapper = torch.zeros(len(source.tokens), len(target.tokens))
     changed = []
@@ -232,10 +268,11 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
 
 
 def align_refine(source: Prompt, target: Prompt) -> Alignment:
-    """Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0): new columns keep their own attention.
+    """Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0): new columns keep their own
+    attention.
 
-    Padding reads padding of the same position. The references read whatever stands there, which are words of the
-    source when the target is shorter (METHODS 3.6).
+    Padding reads padding of the same position. The references read whatever stands there, which are
+    words of the source when the target is shorter (METHODS 3.6).
     """
     old = [column for word in source.words for column in word.columns]
     new = [column for word in target.words for column in word.columns]
@@ -254,8 +291,8 @@ def align_refine(source: Prompt, target: Prompt) -> Alignment:
 def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
     """The public implementations' table for replaced words, quirk included (METHODS 3.5).
 
-    After the last changed word it writes M[j, j] where M[i, j] was meant, so that everything after a word whose
-    token count changes is misaligned, and attention is lost or doubled.
+    After the last changed word it writes M[j, j] where M[i, j] was meant, so that everything after
+    a word whose token count changes is misaligned, and attention is lost or doubled.
     """
     mapper = torch.zeros(CHUNK, CHUNK)
     changed = [
@@ -272,13 +309,16 @@ def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
         else:
             mapper[i if done < len(changed) else j, j] = 1.0
             i, j = i + 1, j + 1
-    note = "; ".join([*(f"{old.text} -> {new.text} replaced" for old, new in changed), "legacy table"])
+    note = "; ".join(
+        [*(f"{old.text} -> {new.text} replaced" for old, new in changed), "legacy table"]
+    )
     return Alignment(mapper, torch.zeros(CHUNK), "replace", note)
 
 
 def legacy_refine(source: Prompt, target: Prompt) -> Alignment:
-    """The public implementations' table for added words (METHODS 3.6): behind the target's end token, every column
-    reads the source's column of the same number, which are words when the target is the shorter one."""
+    """The public implementations' table for added words (METHODS 3.6): behind the target's end
+    token, every column reads the source's column of the same number, which are words when the
+    target is the shorter one."""
     fixed = align_refine(source, target)
     end = 2 + sum(len(word.columns) for word in target.words)
     mapper, own = fixed.mapper.clone(), fixed.own.clone()
@@ -299,17 +339,26 @@ def _specials(prompt: Prompt) -> list[list[int]]:
     """Columns without words, chunk by chunk: the begin token, the end token, then padding."""
     words = {column for word in prompt.words for column in word.columns}
     starts = range(0, len(prompt.tokens), CHUNK)
-    return [[c for c in range(start, start + CHUNK) if c not in words and c < len(prompt.tokens)] for start in starts]
+    return [
+        [c for c in range(start, start + CHUNK) if c not in words and c < len(prompt.tokens)]
+        for start in starts
+    ]
 
 
-def _map_specials(mapper: torch.Tensor, source: Prompt, target: Prompt) -> tuple[list[int], list[int]]:
-    """Chunk by chunk, begin to begin and end to end, padding from the last column back (equal positions).
+def _map_specials(
+    mapper: torch.Tensor, source: Prompt, target: Prompt
+) -> tuple[list[int], list[int]]:
+    """Chunk by chunk, begin to begin and end to end, padding from the last column back (equal
+    positions).
 
     Returns the source's and the target's special columns that have no partner.
     """
     old, new = _specials(source), _specials(target)
     for mine, theirs in zip(old, new, strict=False):
-        pairs = [*zip(mine[:2], theirs[:2], strict=True), *zip(mine[:1:-1], theirs[:1:-1], strict=False)]
+        pairs = [
+            *zip(mine[:2], theirs[:2], strict=True),
+            *zip(mine[:1:-1], theirs[:1:-1], strict=False),
+        ]
         for i, j in pairs:
             mapper[i, j] = 1.0
     alone_old = [i for chunk in old for i in chunk if not mapper[i].any()]
@@ -318,7 +367,8 @@ def _map_specials(mapper: torch.Tensor, source: Prompt, target: Prompt) -> tuple
 
 
 def _needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:
-    """Matched index pairs of two sequences, ascending; ties go to insertion, then deletion, as in the references."""
+    """Matched index pairs of two sequences, ascending; ties go to insertion, then deletion, as in
+    the references."""
     score = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i, a in enumerate(old):
         for j, b in enumerate(new):

@@ -1,4 +1,5 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), each row with its own scale."""
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), each row with its own
+scale."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ..core.guidance import Guidance, Guided
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """Guidance by all of the difference between the predictions, source rows with a cfg of their own.
+    """Guidance by all of the difference between the predictions, source rows with a cfg of their
+    own.
 
     eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'.
     """

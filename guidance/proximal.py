@@ -1,7 +1,9 @@
-"""Proximal guidance (Han et al. 2023, ProxEdit, arXiv 2306.05414, eq. 7): small differences between prompts are noise.
+"""Proximal guidance (Han et al. 2023, ProxEdit, arXiv 2306.05414, eq. 7): small differences between
+prompts are noise.
 
-delta = eps_c - eps_u is put through a proximal operator: what is below a threshold does not guide, so that the picture
-stays where the prompts agree. ProxNPI is this rule with Negative-Prompt Inversion, ProxMasaCtrl with MasaCtrl.
+delta = eps_c - eps_u is put through a proximal operator: what is below a threshold does not guide,
+so that the picture stays where the prompts agree. ProxNPI is this rule with Negative-Prompt
+Inversion, ProxMasaCtrl with MasaCtrl.
 """
 
 from __future__ import annotations
@@ -34,28 +36,37 @@ def hard(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 
 
 def legacy_l1(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """What the reference's `l1` computes: `soft`, and then once more a shift on either side, which turns some signs."""
+    """What the reference's `l1` computes: `soft`, and then once more a shift on either side, which
+    turns some signs."""
     shrunk = soft(delta, threshold)
     shifted = torch.where(shrunk > 0, shrunk - threshold, shrunk)
     return torch.where(shifted < 0, shifted + threshold, shifted)
 
 
-OPERATORS: dict[str, Operator] = {"soft": soft, "hard": hard, "legacy_l0": soft, "legacy_l1": legacy_l1}
+OPERATORS: dict[str, Operator] = {
+    "soft": soft,
+    "hard": hard,
+    "legacy_l0": soft,
+    "legacy_l1": legacy_l1,
+}
 """The reference calls `l0` what is the proximal operator of L1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Proximal(Guidance):
-    """Guidance only by what differs enough between the prompts, and a pull to the source where nothing does.
+    """Guidance only by what differs enough between the prompts, and a pull to the source where
+    nothing does.
 
-    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, where 0 is none; or `threshold`, in
-    units of eps, where that is not 0.
-    population: `target`: every target row has a quantile of its own, and only targets are thresholded; `legacy`: one
-        quantile over source and targets of a picture, all thresholded; with one target and a source difference of 0 its
-        quantile q is the target's 2q - 1.
-    window: (start, end) of the thresholding, fractions of the steps; outside of it guidance is plain and nothing pulls.
-    inversion_rate: after a step in guide_window, by how much latents move to the trajectory where nothing is edited;
-        source rows are not edited anywhere, unless their differences are thresholded too.
+    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, where 0 is
+    none; or `threshold`, in units of eps, where that is not 0.
+    population: `target`: every target row has a quantile of its own, and only targets are
+        thresholded; `legacy`: one quantile over source and targets of a picture, all thresholded;
+        with one target and a source difference of 0 its quantile q is the target's 2q - 1.
+    window: (start, end) of the thresholding, fractions of the steps; outside of it guidance is
+    plain and nothing pulls.
+    inversion_rate: after a step in guide_window, by how much latents move to the trajectory where
+        nothing is edited; source rows are not edited anywhere, unless their differences are
+        thresholded too.
     reconstruction_rate: the same for the step's x0, towards the picture itself.
     dilation: by how many latent pixels what is edited grows before that.
     source_cfg: cfg of source rows; None: the targets'.
@@ -80,7 +91,9 @@ class Proximal(Guidance):
             ("population", self.population, POPULATIONS),
         ):
             if value not in known:
-                raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.", self.title)
+                raise PivotError(
+                    f"{name} to be one of {known}", repr(value), "Choose one of them.", self.title
+                )
         for name in ("quantile", "inversion_rate", "reconstruction_rate"):
             check_fraction(getattr(self, name), name, self.title)
         if self.threshold < 0.0 or self.dilation < 0:
@@ -122,7 +135,12 @@ class Proximal(Guidance):
         return found[:, None, None, None]
 
     def after_step(
-        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, trajectory: Trajectory, index: int
+        self,
+        x: torch.Tensor,
+        denoised: torch.Tensor,
+        guided: Guided,
+        trajectory: Trajectory,
+        index: int,
     ) -> torch.Tensor:
         if guided.edit is None:
             return x
@@ -132,12 +150,17 @@ class Proximal(Guidance):
             alpha = 1.0 / math.sqrt(1.0 + float(trajectory.sigmas[index]) ** 2)
             x = x - alpha * self.reconstruction_rate * (denoised - picture) * keep
         if self.inversion_rate:
-            x = torch.where(keep * self.inversion_rate == 1.0, pivot, x - self.inversion_rate * (x - pivot) * keep)
+            x = torch.where(
+                keep * self.inversion_rate == 1.0,
+                pivot,
+                x - self.inversion_rate * (x - pivot) * keep,
+            )
         return x
 
 
 def quantile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """The quantile of every row [R, n], linear between neighbours as torch.quantile's, and of any size."""
+    """The quantile of every row [R, n], linear between neighbours as torch.quantile's, and of any
+    size."""
     place = q * (values.shape[1] - 1)
     below, part = math.floor(place), place - math.floor(place)
     ordered = values.sort(dim=1).values

@@ -16,14 +16,19 @@ from .negative_prompt import NegativePrompt
 from .null_text import NullText
 
 INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, FixedPoint)}
-CORRECTIONS: dict[str, type[Correction]] = {kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)}
+CORRECTIONS: dict[str, type[Correction]] = {
+    kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)
+}
 AUTO = "auto"
 
 
 def inverter_named(name: str, **options: Any) -> Inverter:
-    """The inversion method of a name, with those of the options that it has; PivotError lists the names there are."""
+    """The inversion method of a name, with those of the options that it has; PivotError lists the
+    names there are."""
     if name not in INVERTERS:
-        raise PivotError(f"method to be one of {tuple(INVERTERS)}", repr(name), "Choose one of them.")
+        raise PivotError(
+            f"method to be one of {tuple(INVERTERS)}", repr(name), "Choose one of them."
+        )
     kind: Any = INVERTERS[name]
     own = {field.name for field in dataclasses.fields(kind)}
     made: Inverter = kind(**{key: value for key, value in options.items() if key in own})
@@ -33,14 +38,17 @@ def inverter_named(name: str, **options: Any) -> Inverter:
 def correction_named(name: str, **options: Any) -> Correction:
     """The correction method of a name; PivotError lists the names there are."""
     if name not in CORRECTIONS:
-        raise PivotError(f"correction to be one of {tuple(CORRECTIONS)}", repr(name), "Choose one of them.")
+        raise PivotError(
+            f"correction to be one of {tuple(CORRECTIONS)}", repr(name), "Choose one of them."
+        )
     return CORRECTIONS[name](**options)
 
 
 def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
     """The correction of a name, with the options that the inversion carries for it.
 
-    `auto`: the one that the inversion carries; else, for an inversion made at a cfg of its own, none; else direct.
+    `auto`: the one that the inversion carries; else, for an inversion made at a cfg of its own,
+    none; else direct.
     """
     own = trajectory.correction
     if name == AUTO:

@@ -14,12 +14,16 @@ from ..core.trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Direct(Correction):
-    """After each step the source row is set to x*_{t-1}, exact whatever the cfg; the target is left alone.
+    """After each step the source row is set to x*_{t-1}, exact whatever the cfg; the target is left
+    alone.
 
-    The reference measures the difference in a first pass and adds it in a second; source rows are not edited, so that
-    the difference is the same in both, and setting the row is the same to one ulp (METHODS 9).
-    legacy: add the difference, and let the source row be run for it. The reference's ablations are legacy, too:
-    scale: the part of the difference that is added; every: only at each k-th step, the first included.
+    The reference measures the difference in a first pass and adds it in a second; source rows are
+    not edited, so that the difference is the same in both, and setting the row is the same to one
+    ulp (METHODS 9).
+    legacy: add the difference, and let the source row be run for it. The reference's ablations are
+    legacy, too:
+    scale: the part of the difference that is added; every: only at each k-th step, the first
+    included.
     """
 
     name: ClassVar[str] = "direct"

@@ -1,7 +1,8 @@
-"""Fixed-point inversion (Pan et al. 2023, AIDI, arXiv 2309.04907): each step asks the network where sampling will.
+"""Fixed-point inversion (Pan et al. 2023, AIDI, arXiv 2309.04907): each step asks the network where
+sampling will.
 
-Sampling takes x_t to x_{t-1} with the prediction at x_t, so x_t is the fixed point of the map that takes x_{t-1} back
-with the prediction at x itself. DDIM inversion is its first iterate.
+Sampling takes x_t to x_{t-1} with the prediction at x_t, so x_t is the fixed point of the map that
+takes x_{t-1} back with the prediction at x itself. DDIM inversion is its first iterate.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from ..core.schedule import Denoise, ddim_step, predict_eps
 
 @dataclasses.dataclass(frozen=True)
 class FixedPoint(Inverter):
-    """Iterates from the DDIM step until the step no longer changes; then exact for the cfg it was made at.
+    """Iterates from the DDIM step until the step no longer changes; then exact for the cfg it was
+    made at.
 
-    iterations: at most so many predictions after the first. tolerance: the relative change at which a picture is
-    done.
+    iterations: at most so many predictions after the first. tolerance: the relative change at which
+    a picture is done.
 
-    The residual is by how much the best iterate asked about misses its step; the result is what follows from it, one
-    iteration closer. A picture whose residual grows keeps that iterate itself: never worse than the DDIM step.
+    The residual is by how much the best iterate asked about misses its step; the result is what
+    follows from it, one iteration closer. A picture whose residual grows keeps that iterate itself:
+    never worse than the DDIM step.
     """
 
     name: ClassVar[str] = "fixed_point"
@@ -45,17 +48,26 @@ class FixedPoint(Inverter):
     def step(self, denoise: Denoise, x: torch.Tensor, lower: float, upper: float) -> Step:
         def onward(guess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             eps = predict_eps(denoise, guess, upper)
-            return ddim_step(x, eps, lower, upper), guess * (1.0 + upper * upper) ** 0.5 - upper * eps
+            return ddim_step(x, eps, lower, upper), guess * (
+                1.0 + upper * upper
+            ) ** 0.5 - upper * eps
 
         guess, denoised = onward(x)
-        best, kept, residual = guess, guess, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        best, kept, residual = (
+            guess,
+            guess,
+            torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device),
+        )
         searching = torch.ones_like(residual, dtype=torch.bool)
         for _ in range(self.iterations):
             image, denoised = onward(guess)
             change = _relative(image - guess, image)
             better = searching & (change < residual)
             best = torch.where(_wide(better), image, torch.where(_wide(searching), kept, best))
-            kept, residual = torch.where(_wide(better), guess, kept), torch.where(better, change, residual)
+            kept, residual = (
+                torch.where(_wide(better), guess, kept),
+                torch.where(better, change, residual),
+            )
             searching = better & (change > self.tolerance)
             if not searching.any():
                 break

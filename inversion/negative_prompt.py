@@ -1,4 +1,5 @@
-"""Negative-Prompt Inversion (Miyake et al. 2023, arXiv 2305.16807): the source prompt takes the empty one's place."""
+"""Negative-Prompt Inversion (Miyake et al. 2023, arXiv 2305.16807): the source prompt takes the
+empty one's place."""
 
 from __future__ import annotations
 
@@ -6,7 +7,12 @@ import dataclasses
 from typing import ClassVar
 
 from ..core.attention import Branch, Place
-from ..core.correction import NEGATIVE, SOURCE, Correction, Uncond
+from ..core.correction import (
+    NEGATIVE,
+    SOURCE,
+    Correction,
+    Uncond,
+)
 from ..core.errors import check_fraction
 
 
@@ -14,9 +20,10 @@ from ..core.errors import check_fraction
 class NegativePrompt(Correction):
     """Unconditional rows read the source prompt, so guidance cancels on the source row at any cfg.
 
-    interpolation: from 0, the source prompt, to 1, the negative prompt, along the sphere: freer edits, a less exact
-    source. keep_source: the source row reads the source prompt all the same (ProxMasaCtrl, Han et al. 2023, arXiv
-    2306.05414). start: before this fraction of the steps all rows read the negative prompt (its `npi_step`).
+    interpolation: from 0, the source prompt, to 1, the negative prompt, along the sphere: freer
+    edits, a less exact source. keep_source: the source row reads the source prompt all the same
+    (ProxMasaCtrl, Han et al. 2023, arXiv 2306.05414). start: before this fraction of the steps all
+    rows read the negative prompt (its `npi_step`).
     """
 
     name: ClassVar[str] = "negative_prompt"

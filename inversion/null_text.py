@@ -1,8 +1,9 @@
-"""Null-Text Inversion (Mokady et al. 2022, arXiv 2211.09794, sec. 3.3): an optimised empty prompt for every step.
+"""Null-Text Inversion (Mokady et al. 2022, arXiv 2211.09794, sec. 3.3): an optimised empty prompt
+for every step.
 
-At every step, from noise, the unconditional embedding is moved until guidance leads from the latent that was reached to
-the next latent of the trajectory. `reference` does it as the paper does; `fast` comes nearer with far fewer network
-rows.
+At every step, from noise, the unconditional embedding is moved until guidance leads from the latent
+that was reached to the next latent of the trajectory. `reference` does it as the paper does; `fast`
+comes nearer with far fewer network rows.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ..core.trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class NullText(Correction):
-    """Unconditional rows read the step's optimised embedding, under which guidance follows the trajectory.
+    """Unconditional rows read the step's optimised embedding, under which guidance follows the
+    trajectory.
 
-    single_branch: only the source row reads it, and targets the negative prompt: freer edits (Ju et al. 2023, arXiv
-    2310.01506, ablations). base: whose pooled vector and sizes go with the embedding (SDXL). cfg, negative: what it was
-    optimised at, and is exact at; the negative prompt's fingerprint.
+    single_branch: only the source row reads it, and targets the negative prompt: freer edits (Ju et
+    al. 2023, arXiv 2310.01506, ablations). base: whose pooled vector and sizes go with the
+    embedding (SDXL). cfg, negative: what it was optimised at, and is exact at; the negative
+    prompt's fingerprint.
     """
 
     name: ClassVar[str] = "null_text"
@@ -38,7 +41,9 @@ class NullText(Correction):
     negative: str = ""
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
-        return NEGATIVE if self.single_branch and branch == "target" else Uncond(self.base, null=True)
+        return (
+            NEGATIVE if self.single_branch and branch == "target" else Uncond(self.base, null=True)
+        )
 
     def check(self, trajectory: Trajectory) -> None:
         if trajectory.nulls is None:
@@ -53,11 +58,15 @@ class NullText(Correction):
         if cfg != self.cfg:
             return f"the embeddings were optimised at cfg {self.cfg:g}: use it here for the source"
         if self.base == "negative" and negative != self.negative:
-            return "the embeddings were optimised with another negative prompt: use that one here for the source"
+            return (
+                "the embeddings were optimised with another negative prompt: use that one here "
+                "for the source"
+            )
         return ""
 
 
-# -- the problem -------------------------------------------------------------------------------------------
+# -- the problem
+# -------------------------------------------------------------------------------------------
 
 
 class Network(Protocol):
@@ -66,20 +75,24 @@ class Network(Protocol):
     def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """Under the source prompt, of all pictures, without a gradient."""
 
-    def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Under embeddings [P, T, D], differentiable in them, of the pictures whose indices are given [P]."""
+    def null(
+        self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
+    ) -> torch.Tensor:
+        """Under embeddings [P, T, D], differentiable in them, of the pictures whose indices are
+        given [P]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How embeddings are optimised.
 
-    solver: `adam`, from the step before's embedding, or `secant`, from the source prompt's. inner_steps: at most so
-    many at a step. epsilon, growth: a picture is done where its loss is below epsilon + i * growth, i the step; in
-    units of variance-preserving latents. rate: Adam's, falling by rate / 100 a step as in the reference. reach: the
-    length of `secant`'s first trial, of the embedding's own.
-    keep_best: the best embedding of the step is kept, the first one included, so that the loss never rises; without it
-    the last one, as in the reference.
+    solver: `adam`, from the step before's embedding, or `secant`, from the source prompt's.
+    inner_steps: at most so many at a step. epsilon, growth: a picture is done where its loss is
+    below epsilon + i * growth, i the step; in units of variance-preserving latents. rate: Adam's,
+    falling by rate / 100 a step as in the reference. reach: the length of `secant`'s first trial,
+    of the embedding's own.
+    keep_best: the best embedding of the step is kept, the first one included, so that the loss
+    never rises; without it the last one, as in the reference.
     """
 
     solver: Literal["adam", "secant"]
@@ -92,7 +105,8 @@ class Settings:
 
     @property
     def single_branch(self) -> bool:
-        """Near the source prompt an embedding pushes edits away from what the source shows: only sources read it."""
+        """Near the source prompt an embedding pushes edits away from what the source shows: only
+        sources read it."""
         return self.solver == "secant"
 
     @property
@@ -110,8 +124,9 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimized:
-    """nulls: [N, B, T, D], noisiest step first; before, error: the loss of each step at its first embedding and at the
-    chosen one, which is the squared distance to the trajectory, [N, B]; rows of the network, [B]."""
+    """nulls: [N, B, T, D], noisiest step first; before, error: the loss of each step at its first
+    embedding and at the chosen one, which is the squared distance to the trajectory, [N, B]; rows
+    of the network, [B]."""
 
     nulls: torch.Tensor
     before: torch.Tensor
@@ -121,10 +136,12 @@ class Optimized:
 
 
 class Problem:
-    """One step: from x at `sigma`, guidance under an embedding should lead to `wanted` at `sigma_next`.
+    """One step: from x at `sigma`, guidance under an embedding should lead to `wanted` at
+    `sigma_next`.
 
-    source: the source prompt's embedding [B, T, D], where a solver starts there: the conditional prediction is then the
-    first unconditional one, too, and made once, so that a gradient can follow.
+    source: the source prompt's embedding [B, T, D], where a solver starts there: the conditional
+    prediction is then the first unconditional one, too, and made once, so that a gradient can
+    follow.
     """
 
     def __init__(
@@ -171,7 +188,9 @@ class Problem:
         self.forward_rows[pictures] += 1
         return self.network.null(self.x[pictures], self.sigma, embedding, pictures)
 
-    def gradient(self, embedding: torch.Tensor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(
+        self, embedding: torch.Tensor, pictures: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction, and the loss's gradient with respect to the embedding."""
         embedding = embedding.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -179,16 +198,24 @@ class Problem:
         return eps.detach(), self._back(eps, embedding, pictures)
 
     def gradient_at_source(self) -> torch.Tensor:
-        """The loss's gradient at the source prompt's embedding, which needs no further prediction; once."""
+        """The loss's gradient at the source prompt's embedding, which needs no further prediction;
+        once."""
         if self.source is None:
-            raise PivotError("a problem that starts from the source prompt", "another", "Pass `source`.")
+            raise PivotError(
+                "a problem that starts from the source prompt", "another", "Pass `source`."
+            )
         made, self._made = self._made, self.cond
         return self._back(made, self.source, self.everyone)
 
-    def _back(self, eps: torch.Tensor, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """The way back, from the miss scaled to about 1, by a power of two: half precision does not underflow."""
+    def _back(
+        self, eps: torch.Tensor, embedding: torch.Tensor, pictures: torch.Tensor
+    ) -> torch.Tensor:
+        """The way back, from the miss scaled to about 1, by a power of two: half precision does not
+        underflow."""
         miss = self.miss(eps.detach(), pictures)
-        slope = (1.0 - self.cfg) * (self.sigma_next - self.sigma) / (1.0 + self.sigma_next**2) ** 0.5
+        slope = (
+            (1.0 - self.cfg) * (self.sigma_next - self.sigma) / (1.0 + self.sigma_next**2) ** 0.5
+        )
         scale = 2.0 ** miss.abs().amax().clamp_min(1e-30).log2().round()
         (back,) = torch.autograd.grad(eps, embedding, miss / scale)
         self.backward_rows[pictures] += 1
@@ -201,29 +228,38 @@ def _loss(miss: torch.Tensor) -> torch.Tensor:
     return miss.square().flatten(1).mean(1).cpu()
 
 
-# -- the solvers -------------------------------------------------------------------------------------------
+# -- the solvers
+# -------------------------------------------------------------------------------------------
 
 
 class Solver(Protocol):
     """Finds the embeddings of one step; what it remembers of the steps before is its own."""
 
-    def __call__(self, problem: Problem, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings [B, T, D], the predictions under them [B, C, H, W], and the loss before [B]."""
+    def __call__(
+        self, problem: Problem, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings [B, T, D], the predictions under them [B, C, H, W], and the loss before
+        [B]."""
 
 
 class Adam:
-    """The reference: from the embedding of the step before, a fresh Adam at each step, its loss tested too late."""
+    """The reference: from the embedding of the step before, a fresh Adam at each step, its loss
+    tested too late."""
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
         self.settings, self.embedding = settings, start
 
-    def __call__(self, problem: Problem, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, problem: Problem, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rate = self.settings.rate * max(1.0 - step / 100.0, 0.01)
         tolerance = self.settings.epsilon + step * self.settings.growth
         null = self.embedding.clone()
         best, lowest = null.clone(), torch.full((len(null),), torch.inf, dtype=problem.x.dtype)
         first, second = torch.zeros_like(null), torch.zeros_like(null)
-        active = problem.everyone if problem.cfg != 1.0 else problem.everyone[:0]  # cfg 1 reads no embedding
+        active = (
+            problem.everyone if problem.cfg != 1.0 else problem.everyone[:0]
+        )  # cfg 1 reads no embedding
         before = lowest.clone()
         for k in range(1, self.settings.inner_steps + 1):
             if not len(active):
@@ -236,17 +272,28 @@ class Adam:
             best[active[lower]], lowest[active[lower]] = null[active[lower]], loss[lower]
             first[active] = 0.9 * first[active] + 0.1 * gradient
             second[active] = 0.999 * second[active] + 0.001 * gradient.square()
-            step_size = (first[active] / (1 - 0.9**k)) / ((second[active] / (1 - 0.999**k)).sqrt() + 1e-8)
+            step_size = (first[active] / (1 - 0.9**k)) / (
+                (second[active] / (1 - 0.999**k)).sqrt() + 1e-8
+            )
             null[active] = null[active] - rate * step_size
             active = active[loss >= tolerance]
         eps = problem.predict(null, problem.everyone)
         if self.settings.keep_best:
             null, eps = self._best(problem, null, eps, best, lowest)
         self.embedding = null
-        return null, eps, before if torch.isfinite(before).all() else _loss(problem.miss(eps, problem.everyone))
+        return (
+            null,
+            eps,
+            before if torch.isfinite(before).all() else _loss(problem.miss(eps, problem.everyone)),
+        )
 
     def _best(
-        self, problem: Problem, null: torch.Tensor, eps: torch.Tensor, best: torch.Tensor, lowest: torch.Tensor
+        self,
+        problem: Problem,
+        null: torch.Tensor,
+        eps: torch.Tensor,
+        best: torch.Tensor,
+        lowest: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best embeddings in place of last ones that are worse."""
         worse = (_loss(problem.miss(eps, problem.everyone)) > lowest).nonzero()[:, 0]
@@ -257,10 +304,12 @@ class Adam:
 
 
 class Secant:
-    """Each step from the source prompt's embedding, where guidance cancels and no prediction is needed to begin with.
+    """Each step from the source prompt's embedding, where guidance cancels and no prediction is
+    needed to begin with.
 
-    The error there is the inversion's own, small, and the prediction nearly linear in the embedding: one direction, the
-    gradient over its root mean square through the steps, and on it the length that a secant through a trial says.
+    The error there is the inversion's own, small, and the prediction nearly linear in the
+    embedding: one direction, the gradient over its root mean square through the steps, and on it
+    the length that a secant through a trial says.
     """
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
@@ -268,7 +317,9 @@ class Secant:
         self.squares = torch.zeros_like(start)
         self.length = settings.reach * start.flatten(1).norm(dim=1)
 
-    def __call__(self, problem: Problem, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, problem: Problem, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         null, eps = self.start.clone(), problem.cond.clone()
         loss = _loss(problem.miss(eps, problem.everyone))
         before, tolerance = loss.clone(), self.settings.epsilon + step * self.settings.growth
@@ -276,9 +327,15 @@ class Secant:
             active = (loss > tolerance).nonzero()[:, 0]
             if not len(active):
                 break
-            gradient = problem.gradient(null[active], active)[1] if k else problem.gradient_at_source()[active]
+            gradient = (
+                problem.gradient(null[active], active)[1]
+                if k
+                else problem.gradient_at_source()[active]
+            )
             direction = self._direction(gradient, active)
-            for embedding, made, lower, rows in self._tries(problem, null[active], eps[active], direction, active):
+            for embedding, made, lower, rows in self._tries(
+                problem, null[active], eps[active], direction, active
+            ):
                 better = lower < loss[rows]
                 rows = rows[better]
                 null[rows], eps[rows], loss[rows] = embedding[better], made[better], lower[better]
@@ -292,17 +349,26 @@ class Secant:
         direction: torch.Tensor,
         active: torch.Tensor,
     ) -> list[_Try]:
-        """A trial along the direction, and, where a secant promises much more, the length that it says."""
+        """A trial along the direction, and, where a secant promises much more, the length that it
+        says."""
         trial = null + self.length[active, None, None] * direction
         made = problem.predict(trial, active).detach()
-        miss, moved = problem.miss(eps, active), problem.miss(eps, active) - problem.miss(made, active)
-        factor = (miss * moved).flatten(1).sum(1) / moved.square().flatten(1).sum(1).clamp_min(1e-30)
+        miss, moved = (
+            problem.miss(eps, active),
+            problem.miss(eps, active) - problem.miss(made, active),
+        )
+        factor = (miss * moved).flatten(1).sum(1) / moved.square().flatten(1).sum(1).clamp_min(
+            1e-30
+        )
         promised = _loss(miss - factor[:, None, None, None] * moved)
         tries = [(trial, made, _loss(problem.miss(made, active)), active)]
         reached, now = tries[0][2], _loss(miss)
         again = promised < torch.where(reached < now, 0.6 * reached, 0.95 * now)
         if again.any():
-            rows, length = active[again], factor[again].clamp(-3.0, 10.0) * self.length[active[again]]
+            rows, length = (
+                active[again],
+                factor[again].clamp(-3.0, 10.0) * self.length[active[again]],
+            )
             longer = null[again] + length[:, None, None] * direction[again]
             made = problem.predict(longer, rows).detach()
             tries.append((longer, made, _loss(problem.miss(made, rows)), rows))
@@ -310,11 +376,14 @@ class Secant:
         return tries
 
     def _direction(self, gradient: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """Downhill, of length 1, in coordinates scaled by their root mean square gradient so far."""
+        """Downhill, of length 1, in coordinates scaled by their root mean square gradient so
+        far."""
         mean = gradient.square().flatten(1).mean(1).clamp_min(1e-30)[:, None, None]
         self.squares[active] = 0.9 * self.squares[active] + 0.1 * gradient.square() / mean
         downhill = -gradient / mean.sqrt() / (self.squares[active].sqrt() + 0.1)
-        unit: torch.Tensor = downhill / downhill.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+        unit: torch.Tensor = (
+            downhill / downhill.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+        )
         return unit
 
 
@@ -332,9 +401,9 @@ def optimize(
 ) -> Optimized:
     """Embeddings for every step of a trajectory.
 
-    start: [B, T, D] fp32, the negative prompt's text for `adam`, the source prompt's for `secant`. on_step(i, x,
-    denoised, error) after each step: x [B, C, H, W] is where it led, denoised the x0 it was heading for. Raises
-    PivotError when NaN appears.
+    start: [B, T, D] fp32, the negative prompt's text for `adam`, the source prompt's for `secant`.
+    on_step(i, x, denoised, error) after each step: x [B, C, H, W] is where it led, denoised the x0
+    it was heading for. Raises PivotError when NaN appears.
     """
     x, levels = trajectory.noise.to(start.device), trajectory.sigmas.flip(0).tolist()
     solver = SOLVERS[settings.solver](settings, start)
@@ -345,7 +414,11 @@ def optimize(
         source = start if settings.base == "source" else None
         problem = Problem(network, x, wanted, (sigma, sigma_next), cfg, source)
         null, eps, first = solver(problem, i)
-        x = check_finite(problem.landing(eps, problem.everyone), "the optimised latent", f"null-text, step {i + 1}")
+        x = check_finite(
+            problem.landing(eps, problem.everyone),
+            "the optimised latent",
+            f"null-text, step {i + 1}",
+        )
         nulls.append(null.cpu())
         before.append(first)
         error.append(_loss(x - wanted))

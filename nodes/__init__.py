@@ -16,7 +16,12 @@ from .inversion import (
 from .loaders import PivotToyModel
 from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
 from .null_text import PivotNullTextOptimize
-from .prompts import PivotAddTarget, PivotPromptPair, PivotRowsForKSampler, PivotSourcePrompt
+from .prompts import (
+    PivotAddTarget,
+    PivotPromptPair,
+    PivotRowsForKSampler,
+    PivotSourcePrompt,
+)
 from .report import PivotInversionReport
 from .sampling import PivotEditGuider, PivotEditSampler
 from .storage import PivotLoadInversion, PivotSaveInversion

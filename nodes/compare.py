@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host.pictures import comparison, decode
+from ..host.tasks.pictures import comparison, decode
 from .sockets import CATEGORY
 
 
@@ -15,7 +15,8 @@ class PivotCompare(io.ComfyNode):
             node_id="PivotCompare",
             display_name="Decode and Compare",
             category=CATEGORY,
-            description="Decodes an edit, saves it, and shows source, reconstruction and edit side by side.",
+            description="Decodes an edit, saves it, and shows source, reconstruction and edit "
+            "side by side.",
             search_aliases=["before after", "compare edit", "save edit"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -39,7 +40,12 @@ class PivotCompare(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae: Any, image: Any, edited: dict[str, Any], reconstructed: dict[str, Any], filename_prefix: str
+        cls,
+        vae: Any,
+        image: Any,
+        edited: dict[str, Any],
+        reconstructed: dict[str, Any],
+        filename_prefix: str,
     ) -> io.NodeOutput:
         pictures = decode(vae, edited), decode(vae, reconstructed)
         grid = comparison(image, pictures[1], pictures[0])

@@ -5,10 +5,23 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.schedule import LEVELS
-from ..host.inversion import InversionParts, invert_latent, with_correction
-from ..inversion import INVERTERS, Ddim, Direct, FixedPoint, NegativePrompt, inverter_named
+from ..host.tasks.inversion import InversionParts, invert_latent, with_correction
+from ..inversion import (
+    INVERTERS,
+    Ddim,
+    Direct,
+    FixedPoint,
+    NegativePrompt,
+    inverter_named,
+)
 from ..inversion.ddim import EVALUATIONS
-from .sockets import CATEGORY, Inversion, correction_input, inversion_input, model_input
+from .sockets import (
+    CATEGORY,
+    Inversion,
+    correction_input,
+    inversion_input,
+    model_input,
+)
 
 
 def _method_inputs() -> list[io.Input]:
@@ -28,7 +41,8 @@ def _method_inputs() -> list[io.Input]:
             min=0,
             max=50,
             optional=True,
-            tooltip="Of fixed_point, at most: it stops where the step no longer changes, or changes more. "
+            tooltip="Of fixed_point, at most: it stops where the step no longer changes, or "
+            "changes more. "
             "Higher is more exact; 3 to 10.",
         ),
         io.Float.Input(
@@ -38,7 +52,8 @@ def _method_inputs() -> list[io.Input]:
             max=30.0,
             step=0.1,
             optional=True,
-            tooltip="Guidance of the inversion. 1 as in the papers; with fixed_point the picture also comes "
+            tooltip="Guidance of the inversion. 1 as in the papers; with fixed_point the picture "
+            "also comes "
             "back at a higher one, if the edit uses the same and correction none.",
         ),
         io.Conditioning.Input(
@@ -56,13 +71,18 @@ class PivotDDIMInversion(io.ComfyNode):
             node_id="PivotDDIMInversion",
             display_name="DDIM Inversion",
             category=CATEGORY,
-            description="Finds the noise from which the model makes this picture, and keeps the whole way there. "
+            description="Finds the noise from which the model makes this picture, and keeps the "
+            "whole way there. "
             "Do it once, edit often. The report says how exactly the picture comes back.",
             search_aliases=["invert", "unsampler", "ddim inversion", "real image editing"],
             inputs=[
-                model_input("The model to invert into: the same checkpoint and LoRA as for the edit."),
+                model_input(
+                    "The model to invert into: the same checkpoint and LoRA as for the edit."
+                ),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
-                io.Conditioning.Input("source", tooltip="What the picture shows, from Source Prompt."),
+                io.Conditioning.Input(
+                    "source", tooltip="What the picture shows, from Source Prompt."
+                ),
                 io.Int.Input(
                     "steps",
                     default=50,
@@ -74,20 +94,23 @@ class PivotDDIMInversion(io.ComfyNode):
                     "levels",
                     options=list(LEVELS),
                     default="reference",
-                    tooltip="The clean end of the noise levels. reference: the model's first level, as in the papers; "
+                    tooltip="The clean end of the noise levels. reference: the model's first "
+                    "level, as in the papers; "
                     "host: zero, as in ComfyUI's ddim_uniform.",
                 ),
                 io.Combo.Input(
                     "evaluation",
                     options=list(EVALUATIONS),
                     default=Ddim.evaluation,
-                    tooltip="Of ddim: where the network is asked. reference: at the time of the upper level, as public "
+                    tooltip="Of ddim: where the network is asked. reference: at the time of the "
+                    "upper level, as public "
                     "implementations do, and closer; naive: of the lower level.",
                 ),
                 io.Boolean.Input(
                     "check_reconstruction",
                     default=True,
-                    tooltip="Also run the way back and report how exactly the latent returns. Costs as much as the "
+                    tooltip="Also run the way back and report how exactly the latent returns. "
+                    "Costs as much as the "
                     "inversion, once.",
                 ),
                 *_method_inputs(),
@@ -95,7 +118,8 @@ class PivotDDIMInversion(io.ComfyNode):
             outputs=[
                 Inversion.Output(display_name="inversion"),
                 io.Float.Output(
-                    display_name="psnr", tooltip="dB in latent space, at the inversion's cfg; 0 if not checked."
+                    display_name="psnr",
+                    tooltip="dB in latent space, at the inversion's cfg; 0 if not checked.",
                 ),
                 io.String.Output(display_name="report"),
             ],
@@ -130,7 +154,8 @@ class PivotNegativePromptInversion(io.ComfyNode):
             node_id="PivotNegativePromptInversion",
             display_name="Negative-Prompt Inversion",
             category=CATEGORY,
-            description="Marks an inversion to be replayed with the source prompt as the negative one: as exact as the "
+            description="Marks an inversion to be replayed with the source prompt as the negative "
+            "one: as exact as the "
             "inversion at cfg 1, at no cost. Edit nodes set to auto follow it.",
             search_aliases=["npi", "negative prompt inversion", "proxnpi"],
             inputs=[
@@ -141,13 +166,15 @@ class PivotNegativePromptInversion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="From the source prompt (0) to the negative prompt (1), along the sphere. Higher edits "
+                    tooltip="From the source prompt (0) to the negative prompt (1), along the "
+                    "sphere. Higher edits "
                     "more freely and comes back less exactly; 0 to 0.5, papers 0.",
                 ),
                 io.Boolean.Input(
                     "keep_source",
                     default=NegativePrompt.keep_source,
-                    tooltip="The source row reads the source prompt whatever the interpolation: exact, while targets "
+                    tooltip="The source row reads the source prompt whatever the interpolation: "
+                    "exact, while targets "
                     "are free. ProxMasaCtrl has it on, with interpolation 1.",
                 ),
                 io.Float.Input(
@@ -156,7 +183,8 @@ class PivotNegativePromptInversion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Before this fraction of the steps the negative prompt is read; papers 0.",
+                    tooltip="Before this fraction of the steps the negative prompt is read; "
+                    "papers 0.",
                 ),
             ],
             outputs=[Inversion.Output(display_name="inversion")],
@@ -174,8 +202,10 @@ class PivotDirectInversion(io.ComfyNode):
             node_id="PivotDirectInversion",
             display_name="Direct Inversion",
             category=CATEGORY,
-            description="Marks an inversion to be replayed with its source row set from the trajectory, which is "
-            "exact at any cfg. Only needed for the reference's own form and its ablations: edit nodes set to auto are "
+            description="Marks an inversion to be replayed with its source row set from the "
+            "trajectory, which is "
+            "exact at any cfg. Only needed for the reference's own form and its ablations: edit "
+            "nodes set to auto are "
             "direct.",
             search_aliases=["pnp inversion", "direct inversion", "source branch correction"],
             inputs=[
@@ -183,7 +213,8 @@ class PivotDirectInversion(io.ComfyNode):
                 io.Boolean.Input(
                     "legacy",
                     default=Direct.legacy,
-                    tooltip="Adds the difference to the source row, as the reference does, instead of setting the row. "
+                    tooltip="Adds the difference to the source row, as the reference does, "
+                    "instead of setting the row. "
                     "The same to the last bit but one, and costs the source's rows.",
                 ),
                 io.Float.Input(
@@ -192,14 +223,16 @@ class PivotDirectInversion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much of the difference is added. 1 is exact; the paper's ablation tries 0.4 and 0.8.",
+                    tooltip="How much of the difference is added. 1 is exact; the paper's "
+                    "ablation tries 0.4 and 0.8.",
                 ),
                 io.Int.Input(
                     "every",
                     default=Direct.every,
                     min=1,
                     max=999,
-                    tooltip="Only at every k-th step. 1 is exact; the paper's ablation tries 2 to 49.",
+                    tooltip="Only at every k-th step. 1 is exact; the paper's ablation tries 2 to "
+                    "49.",
                 ),
             ],
             outputs=[Inversion.Output(display_name="inversion")],
@@ -217,7 +250,8 @@ class PivotInversionParts(io.ComfyNode):
             node_id="PivotInversionParts",
             display_name="Inversion Parts",
             category=CATEGORY,
-            description="An inversion as the parts of SamplerCustomAdvanced. The latent holds the source rows and "
+            description="An inversion as the parts of SamplerCustomAdvanced. The latent holds the "
+            "source rows and "
             "then the target rows; take them apart with Latent From Batch.",
             search_aliases=["replay sampler", "inversion sigmas", "inversion noise"],
             inputs=[
@@ -230,7 +264,8 @@ class PivotInversionParts(io.ComfyNode):
                     min=1,
                     max=64,
                     optional=True,
-                    tooltip="How many target prompts the Edit Guider has: 1, and 1 more for each Add Target.",
+                    tooltip="How many target prompts the Edit Guider has: 1, and 1 more for each "
+                    "Add Target.",
                 ),
             ],
             outputs=[
@@ -242,6 +277,8 @@ class PivotInversionParts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, inversion: Any, correction: str, targets: int = 1) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, inversion: Any, correction: str, targets: int = 1
+    ) -> io.NodeOutput:
         parts = InversionParts.of(model, inversion, correction, targets)
         return io.NodeOutput(parts.sampler, parts.sigmas, parts.noise, parts.latent)

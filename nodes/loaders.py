@@ -13,8 +13,10 @@ class PivotToyModel(io.ComfyNode):
             node_id="PivotToyModel",
             display_name="Load Toy Model",
             category=CATEGORY,
-            description="A very small text-to-image model that comes with the pack: coloured shapes in landscapes, "
-            "128x128. It runs on any machine and lets every method be tried in seconds. For photographs "
+            description="A very small text-to-image model that comes with the pack: coloured "
+            "shapes in landscapes, "
+            "128x128. It runs on any machine and lets every method be tried in seconds. For "
+            "photographs "
             "use Load Checkpoint instead.",
             search_aliases=["pivot toy", "demo model", "tiny model"],
             outputs=[

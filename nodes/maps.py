@@ -5,8 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..attention import AttentionMaps
-from ..host import controls
-from ..host.masks import MaskOptions, check_blended, word_heat
+from ..host.tasks import controls
+from ..host.tasks.masks import MaskOptions, check_blended, word_heat
 from .sockets import CATEGORY, model_input
 
 _SAMPLES = "The latent exactly as the sampler gave it: it tells which run is meant."
@@ -19,7 +19,8 @@ class PivotRecordAttention(io.ComfyNode):
             node_id="PivotRecordAttention",
             display_name=AttentionMaps.title,
             category=CATEGORY,
-            description="Makes a model note where it looks for every word, with any sampler. Sample with it, then show "
+            description="Makes a model note where it looks for every word, with any sampler. "
+            "Sample with it, then show "
             "the heat maps with Attention Maps. The picture stays the same.",
             search_aliases=["daam", "attention heat map", "cross attention map", "record maps"],
             inputs=[
@@ -30,7 +31,8 @@ class PivotRecordAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="From which fraction of the steps on. Early steps show the layout, late ones details.",
+                    tooltip="From which fraction of the steps on. Early steps show the layout, "
+                    "late ones details.",
                 ),
                 io.Float.Input(
                     "end",
@@ -38,7 +40,8 @@ class PivotRecordAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Until which fraction of the steps. A shorter window costs less; usually 1.",
+                    tooltip="Until which fraction of the steps. A shorter window costs less; "
+                    "usually 1.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="MODEL")],
@@ -56,13 +59,17 @@ class PivotAttentionMaps(io.ComfyNode):
             node_id="PivotAttentionMaps",
             display_name="Attention Maps",
             category=CATEGORY,
-            description="Shows, word by word, where the model looked while it made a picture, and gives a mask of "
+            description="Shows, word by word, where the model looked while it made a picture, and "
+            "gives a mask of "
             "each word. Changing the words or the mask settings does not sample again.",
             search_aliases=["daam", "word heat map", "word mask", "attention mask"],
             inputs=[
                 model_input("The model behind Record Attention that the sampler used."),
                 io.Latent.Input("samples", tooltip=_SAMPLES),
-                io.Image.Input("image", tooltip="The picture to lay the maps over, usually these samples decoded."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The picture to lay the maps over, usually these samples decoded.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder, to find the words in the prompt."),
                 io.String.Input(
                     "prompt",
@@ -72,7 +79,8 @@ class PivotAttentionMaps(io.ComfyNode):
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Words or phrases to show, e.g. `cat, red sofa`. Empty shows every word.",
+                    tooltip="Words or phrases to show, e.g. `cat, red sofa`. Empty shows every "
+                    "word.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -80,7 +88,8 @@ class PivotAttentionMaps(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Which share of a word's attention range belongs to its mask. Higher makes it smaller; "
+                    tooltip="Which share of a word's attention range belongs to its mask. Higher "
+                    "makes it smaller; "
                     "0.3 to 0.6.",
                 ),
                 io.Float.Input(
@@ -101,8 +110,12 @@ class PivotAttentionMaps(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="heat maps", tooltip="One picture for each word."),
-                io.Image.Output(display_name="grid", tooltip="All words with their names in one picture."),
-                io.Mask.Output(display_name="masks", tooltip="One mask for each word, in the same order."),
+                io.Image.Output(
+                    display_name="grid", tooltip="All words with their names in one picture."
+                ),
+                io.Mask.Output(
+                    display_name="masks", tooltip="One mask for each word, in the same order."
+                ),
                 io.String.Output(display_name="words", tooltip="The words in their order."),
             ],
         )
@@ -132,7 +145,8 @@ class PivotBlendMask(io.ComfyNode):
             node_id="PivotBlendMask",
             display_name="Local Blend Mask",
             category=CATEGORY,
-            description="The mask that Local Blend used in its last step, for samples of a stock sampler. The Edit "
+            description="The mask that Local Blend used in its last step, for samples of a stock "
+            "sampler. The Edit "
             "Sampler gives it by itself.",
             search_aliases=["blend mask", "local blend mask"],
             inputs=[

@@ -4,12 +4,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.conditioning import add_target, stack_rows
-from ..host.prompts import check_prompt, encode, read_pair
+from ..host.text.conditioning import add_target, stack_rows
+from ..host.text.prompts import check_prompt, encode, read_pair
 from .sockets import CATEGORY, Words
 
 _CLIP = "The text encoder, from Load Checkpoint or Load Toy Model."
-_SOURCE = "The picture as it is, in plain words, e.g. 'a cat on a sofa'. The better it fits, the cleaner the edit."
+_SOURCE = (
+    "The picture as it is, in plain words, e.g. 'a cat on a sofa'. The better it fits, the "
+    "cleaner the edit."
+)
 
 
 class PivotSourcePrompt(io.ComfyNode):
@@ -19,15 +22,20 @@ class PivotSourcePrompt(io.ComfyNode):
             node_id="PivotSourcePrompt",
             display_name="Source Prompt",
             category=CATEGORY,
-            description="Describes the picture as it is. Feed the conditioning to the inversion and the text to the "
-            "Prompt Pair: the inversion then does not depend on the target prompt, and is not run again when the "
+            description="Describes the picture as it is. Feed the conditioning to the inversion "
+            "and the text to the "
+            "Prompt Pair: the inversion then does not depend on the target prompt, and is not run "
+            "again when the "
             "target changes.",
             search_aliases=["pivot prompt", "source text"],
             inputs=[
                 io.Clip.Input("clip", tooltip=_CLIP),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=_SOURCE),
             ],
-            outputs=[io.Conditioning.Output(display_name="source"), io.String.Output(display_name="text")],
+            outputs=[
+                io.Conditioning.Output(display_name="source"),
+                io.String.Output(display_name="text"),
+            ],
         )
 
     @classmethod
@@ -42,17 +50,21 @@ class PivotPromptPair(io.ComfyNode):
             node_id="PivotPromptPair",
             display_name="Prompt Pair",
             category=CATEGORY,
-            description="Encodes the source and the target prompt and finds which words correspond, for the P2P "
+            description="Encodes the source and the target prompt and finds which words "
+            "correspond, for the P2P "
             "Attention Controller.",
             search_aliases=["p2p prompts", "prompt to prompt", "word alignment"],
             inputs=[
                 io.Clip.Input("clip", tooltip=_CLIP),
-                io.String.Input("source_prompt", multiline=True, dynamic_prompts=True, tooltip=_SOURCE),
+                io.String.Input(
+                    "source_prompt", multiline=True, dynamic_prompts=True, tooltip=_SOURCE
+                ),
                 io.String.Input(
                     "target_prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The picture as it should become. Change only the words that should change; keep the "
+                    tooltip="The picture as it should become. Change only the words that should "
+                    "change; keep the "
                     "others and their order.",
                 ),
                 io.String.Input(
@@ -72,7 +84,9 @@ class PivotPromptPair(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, source_prompt: str, target_prompt: str, negative_prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls, clip: Any, source_prompt: str, target_prompt: str, negative_prompt: str = ""
+    ) -> io.NodeOutput:
         pair = read_pair(clip, source_prompt, target_prompt)
         texts = (source_prompt, target_prompt, negative_prompt)
         source, target, negative = (encode(clip, text) for text in texts)
@@ -86,13 +100,18 @@ class PivotAddTarget(io.ComfyNode):
             node_id="PivotAddTarget",
             display_name="Add Target",
             category=CATEGORY,
-            description="One more target prompt for the same source. All targets are edited in one run and share the "
+            description="One more target prompt for the same source. All targets are edited in "
+            "one run and share the "
             "source's work. Chain as many as you like.",
             search_aliases=["several targets", "more edits", "batch edit"],
             inputs=[
                 io.Clip.Input("clip", tooltip=_CLIP),
-                Words.Input("words", tooltip="The words so far, from Prompt Pair or another Add Target."),
-                io.Conditioning.Input("target", tooltip="The targets so far, from the same node as the words."),
+                Words.Input(
+                    "words", tooltip="The words so far, from Prompt Pair or another Add Target."
+                ),
+                io.Conditioning.Input(
+                    "target", tooltip="The targets so far, from the same node as the words."
+                ),
                 io.String.Input(
                     "target_prompt",
                     multiline=True,
@@ -100,7 +119,10 @@ class PivotAddTarget(io.ComfyNode):
                     tooltip="Another way the picture should become.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="target"), Words.Output(display_name="words")],
+            outputs=[
+                io.Conditioning.Output(display_name="target"),
+                Words.Output(display_name="words"),
+            ],
         )
 
     @classmethod
@@ -115,13 +137,17 @@ class PivotRowsForKSampler(io.ComfyNode):
             node_id="PivotRowsForKSampler",
             display_name="Rows for KSampler",
             category=CATEGORY,
-            description="Edits between generated pictures with the stock KSampler, as in the papers: connect this as "
-            "the positive conditioning and an empty latent with batch_size 2. The first picture is the source, the "
+            description="Edits between generated pictures with the stock KSampler, as in the "
+            "papers: connect this as "
+            "the positive conditioning and an empty latent with batch_size 2. The first picture "
+            "is the source, the "
             "second the edit, from the same noise.",
             search_aliases=["generated edit", "p2p ksampler", "prompt rows"],
             inputs=[
                 io.Conditioning.Input("source", tooltip="The prompt of the first picture."),
-                io.Conditioning.Input("target", tooltip="The prompt of the edit, or of several from Add Target."),
+                io.Conditioning.Input(
+                    "target", tooltip="The prompt of the edit, or of several from Add Target."
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="positive")],
         )

@@ -4,8 +4,14 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host.report import WHERE, report
-from .sockets import CATEGORY, cfg_input, correction_input, inversion_input, model_input
+from ..host.tasks.report import WHERE, report
+from .sockets import (
+    CATEGORY,
+    cfg_input,
+    correction_input,
+    inversion_input,
+    model_input,
+)
 
 
 class PivotInversionReport(io.ComfyNode):
@@ -15,8 +21,10 @@ class PivotInversionReport(io.ComfyNode):
             node_id="PivotInversionReport",
             display_name=WHERE,
             category=CATEGORY,
-            description="Says how good an inversion is before it is edited: how exactly the picture comes back at your "
-            "cfg and correction, how much the autoencoder alone loses, whether the noise is fit for edits, and what to "
+            description="Says how good an inversion is before it is edited: how exactly the "
+            "picture comes back at your "
+            "cfg and correction, how much the autoencoder alone loses, whether the noise is fit "
+            "for edits, and what to "
             "try where it is not. Costs as much as an edit.",
             search_aliases=["inversion quality", "reconstruction psnr", "check inversion"],
             is_output_node=True,
@@ -24,31 +32,50 @@ class PivotInversionReport(io.ComfyNode):
             inputs=[
                 model_input("The model of the inversion, without control nodes."),
                 io.Vae.Input("vae", tooltip="The VAE that the picture was encoded with."),
-                io.Image.Input("image", tooltip="The picture that went into VAE Encode, to compare with."),
+                io.Image.Input(
+                    "image", tooltip="The picture that went into VAE Encode, to compare with."
+                ),
                 inversion_input(),
-                io.Conditioning.Input("source", tooltip="The prompt that the inversion was made with."),
                 io.Conditioning.Input(
-                    "negative", tooltip="What unconditional rows will read in the edit, usually the empty prompt."
+                    "source", tooltip="The prompt that the inversion was made with."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What unconditional rows will read in the edit, usually the empty "
+                    "prompt.",
                 ),
                 cfg_input(
-                    "Guidance of your edit. The higher, the further the picture drifts unless a correction holds it."
+                    "Guidance of your edit. The higher, the further the picture drifts unless a "
+                    "correction holds it."
                 ),
                 correction_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="reconstruction"),
                 io.Image.Output(
-                    display_name="plot", tooltip="How far the replay is from the inversion after every step."
+                    display_name="plot",
+                    tooltip="How far the replay is from the inversion after every step.",
                 ),
-                io.Float.Output(display_name="psnr", tooltip="dB of the reconstruction against the picture."),
-                io.Float.Output(display_name="ceiling", tooltip="dB of the autoencoder's own round trip."),
+                io.Float.Output(
+                    display_name="psnr", tooltip="dB of the reconstruction against the picture."
+                ),
+                io.Float.Output(
+                    display_name="ceiling", tooltip="dB of the autoencoder's own round trip."
+                ),
                 io.String.Output(display_name="report"),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, vae: Any, image: Any, inversion: Any, **options: Any) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, vae: Any, image: Any, inversion: Any, **options: Any
+    ) -> io.NodeOutput:
         made = report(model, vae, image, inversion, **options)
-        shown = {**ui.PreviewImage(made.plot, cls=cls).as_dict(), **ui.PreviewText(made.text).as_dict()}
+        shown = {
+            **ui.PreviewImage(made.plot, cls=cls).as_dict(),
+            **ui.PreviewText(made.text).as_dict(),
+        }
         quality = made.quality
-        return io.NodeOutput(made.reconstruction, made.plot, quality.psnr, quality.ceiling, made.text, ui=shown)
+        return io.NodeOutput(
+            made.reconstruction, made.plot, quality.psnr, quality.ceiling, made.text, ui=shown
+        )

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.editing import edit, edit_guider
+from ..host.tasks.editing import edit, edit_guider
 from .sockets import CATEGORY, edit_inputs, guidance_input
 
 
@@ -15,8 +15,10 @@ class PivotEditSampler(io.ComfyNode):
             node_id="PivotEditSampler",
             display_name="Edit Sampler",
             category=CATEGORY,
-            description="Makes the edit: replays the inversion once for the source and once for the target prompt, "
-            "side by side, and gives both. The reconstruction shows what the inversion itself has lost.",
+            description="Makes the edit: replays the inversion once for the source and once for "
+            "the target prompt, "
+            "side by side, and gives both. The reconstruction shows what the inversion itself has "
+            "lost.",
             search_aliases=[
                 "edit image",
                 "replay",
@@ -31,7 +33,8 @@ class PivotEditSampler(io.ComfyNode):
                 io.String.Output(display_name="report"),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="Where Local Blend let the edit show in its last step, with soft edges to paste by; all "
+                    tooltip="Where Local Blend let the edit show in its last step, with soft "
+                    "edges to paste by; all "
                     "white without it.",
                 ),
             ],
@@ -49,7 +52,8 @@ class PivotEditGuider(io.ComfyNode):
             node_id="PivotEditGuider",
             display_name="Edit Guider",
             category=CATEGORY,
-            description="The guider of the Edit Sampler on its own, for SamplerCustomAdvanced with Inversion Parts.",
+            description="The guider of the Edit Sampler on its own, for SamplerCustomAdvanced "
+            "with Inversion Parts.",
             search_aliases=["edit guider", "inversion guider"],
             inputs=[*edit_inputs(), guidance_input()],
             outputs=[io.Guider.Output(display_name="guider")],

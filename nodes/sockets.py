@@ -18,32 +18,45 @@ def model_input(tooltip: str) -> io.Model.Input:
 
 def inversion_input() -> io.Input:
     return Inversion.Input(
-        "inversion", tooltip="The inverted picture, from DDIM Inversion. It must come from this same model."
+        "inversion",
+        tooltip="The inverted picture, from DDIM Inversion. It must come from this same model.",
     )
 
 
 def edit_inputs() -> list[io.Input]:
     """What an edit is made of, in the order of both edit nodes."""
     return [
-        model_input("The model to edit with, usually through the P2P Attention Controller. Any UNet checkpoint."),
+        model_input(
+            "The model to edit with, usually through the P2P Attention Controller. Any UNet "
+            "checkpoint."
+        ),
         inversion_input(),
         io.Conditioning.Input(
-            "source", tooltip="The prompt of the picture as it is: the one the inversion was made with."
+            "source",
+            tooltip="The prompt of the picture as it is: the one the inversion was made with.",
         ),
         io.Conditioning.Input("target", tooltip="The prompt of the picture as it should become."),
         io.Conditioning.Input(
             "negative",
-            tooltip="What unconditional rows read, usually the empty prompt. negative_prompt reads the source instead, "
+            tooltip="What unconditional rows read, usually the empty prompt. negative_prompt "
+            "reads the source instead, "
             "null_text its own embeddings.",
         ),
-        cfg_input("Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none."),
+        cfg_input(
+            "Guidance of the edit. Higher follows the target prompt more and keeps less; 1 is none."
+        ),
         correction_input(),
     ]
 
 
 def cfg_input(tooltip: str) -> io.Input:
     return io.Float.Input(
-        "cfg", default=5.0, min=0.0, max=30.0, step=0.1, tooltip=f"{tooltip} Typical 4 to 9 (papers 7.5)."
+        "cfg",
+        default=5.0,
+        min=0.0,
+        max=30.0,
+        step=0.1,
+        tooltip=f"{tooltip} Typical 4 to 9 (papers 7.5).",
     )
 
 
@@ -52,7 +65,8 @@ def correction_input() -> io.Input:
         "correction",
         options=[AUTO, *CORRECTIONS],
         default=AUTO,
-        tooltip="How the picture is kept on its trajectory. auto: as the inversion says that comes in, else direct; "
+        tooltip="How the picture is kept on its trajectory. auto: as the inversion says that "
+        "comes in, else direct; "
         + "; ".join(f"{kind.name}: {kind.label}" for kind in CORRECTIONS.values())
         + ".",
     )

@@ -1,5 +1,6 @@
-"""Loads the pack as `pivot_edit`, as ComfyUI loads it under a name of its own; nothing is installed."""
+"""Loads the pack as `pivot_edit`, as ComfyUI loads it under a name of its own; nothing is
+installed."""
 
-from bench.pack import load_pack
+from tools.pack import load_pack
 
 load_pack()

@@ -1,8 +1,8 @@
 """The toy model's shapes, built from ComfyUI's own UNet, autoencoder and CLIP classes.
 
 SD1.x in small: the same topology (self- and cross-attention in down, middle and up blocks at every
-resolution), the same schedule, eps-prediction, latent scale and tokenizer; only the widths differ. Stock
-nodes therefore treat it like any SD1.x checkpoint. Needs ComfyUI on the import path.
+resolution), the same schedule, eps-prediction, latent scale and tokenizer; only the widths differ.
+Stock nodes therefore treat it like any SD1.x checkpoint. Needs ComfyUI on the import path.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 Everything runs through ComfyUI's own VAE, CLIP and sampler classes, as the stock nodes call them:
 * reader: clean held-out renders of which every word is read back, the judge's own accuracy;
 * autoencoder: round trip of held-out renders, mean PSNR;
-* samples: pictures of held-out captions, 50 DDIM steps (`euler` on `ddim_uniform`), read back word by word;
-* inversion: DDIM inversion and back at guidance 1, 50 steps, decoded, against the autoencoder's own round trip.
+* samples: pictures of held-out captions, 50 DDIM steps (`euler` on `ddim_uniform`), read back word
+  by word;
+* inversion: DDIM inversion and back at guidance 1, 50 steps, decoded, against the autoencoder's own
+  round trip.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def sample(model: Any, clip: Any, prompts: list[str], cfg: float, seed: int) -> 
     )
 
 
-def read_back(model: Any, clip: Any, vae: Any, count: int, cfg: float) -> tuple[dict[str, float], np.ndarray]:
+def read_back(
+    model: Any, clip: Any, vae: Any, count: int, cfg: float
+) -> tuple[dict[str, float], np.ndarray]:
     """The share of sampled pictures in which each kind of word is read back, and the pictures."""
     from toy.reader import read
 
@@ -80,7 +84,9 @@ def read_back(model: Any, clip: Any, vae: Any, count: int, cfg: float) -> tuple[
     drawn = []
     for first in range(0, count, BATCH):
         scenes = [Scene.sample(HELD_OUT + i) for i in range(first, min(first + BATCH, count))]
-        pictures = vae.decode(sample(model, clip, [scene.caption for scene in scenes], cfg, first)).numpy()
+        pictures = vae.decode(
+            sample(model, clip, [scene.caption for scene in scenes], cfg, first)
+        ).numpy()
         drawn.append(pictures)
         for scene, picture in zip(scenes, pictures, strict=True):
             for kind, right in read(picture).agreement(scene).items():
@@ -90,24 +96,28 @@ def read_back(model: Any, clip: Any, vae: Any, count: int, cfg: float) -> tuple[
 
 def round_trips(model: Any, clip: Any, vae: Any, count: int) -> tuple[float, float]:
     """Mean PSNR of the autoencoder's round trip, and of inversion and back through it."""
-    from bench.pack import part
+    from tools.pack import part
 
-    invert = part("host.inversion").invert_latent
-    replay = part("host.editing").replay
+    invert = part("host.tasks.inversion").invert_latent
+    replay = part("host.tasks.editing").replay
     plain, inverted = [], []
     for first in range(0, count, BATCH):
-        scenes = [Scene.sample(HELD_OUT + 1_000_000 + i) for i in range(first, min(first + BATCH, count))]
+        scenes = [
+            Scene.sample(HELD_OUT + 1_000_000 + i) for i in range(first, min(first + BATCH, count))
+        ]
         picture, source = renders(scenes), texts(clip, [scene.caption for scene in scenes])
         latent = vae.encode(picture)
         plain += psnr(vae.decode(latent), picture)
-        pivot = invert(model, {"samples": latent}, source, 50, "reference", part("inversion").Ddim(), False)[0]
+        pivot = invert(
+            model, {"samples": latent}, source, 50, "reference", part("inversion").Ddim(), False
+        )[0]
         inverted += psnr(vae.decode(replay(model, pivot, source)), picture)
     return float(np.mean(plain)), float(np.mean(inverted))
 
 
 def evaluate(count: int, cfg: float) -> tuple[dict[str, Any], np.ndarray]:
     """All figures, and the sampled pictures [count, 128, 128, 3]."""
-    from bench.pack import part
+    from tools.pack import part
     from toy import reader
 
     began = time.time()
@@ -128,13 +138,17 @@ def report(figures: dict[str, Any]) -> str:
     for name, bar in BARS.items():
         share = name in WORDS or name == "reader"
         value = f"{100 * figures[name]:.1f} %" if share else f"{figures[name]:.2f} dB"
-        wanted = f">= {100 * bar:.0f} %" if share else f"{'<=' if name == 'inversion_gap' else '>='} {bar:g} dB"
+        wanted = (
+            f">= {100 * bar:.0f} %"
+            if share
+            else f"{'<=' if name == 'inversion_gap' else '>='} {bar:g} dB"
+        )
         lines.append(f"| {name.replace('_', ' ')} | {value} | {wanted} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    from bench.install import import_comfy
+    from tools.install import import_comfy
 
     parser = argparse.ArgumentParser(prog="python -m toy.evaluate", description=__doc__)
     parser.add_argument("--count", type=int, default=256)
@@ -152,7 +166,10 @@ def main() -> None:
     if options.sheet:
         from PIL import Image
 
-        rows = [np.concatenate(list(pictures[i : i + 8]), 1) for i in range(0, min(64, len(pictures) // 8 * 8), 8)]
+        rows = [
+            np.concatenate(list(pictures[i : i + 8]), 1)
+            for i in range(0, min(64, len(pictures) // 8 * 8), 8)
+        ]
         Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(options.sheet)
 
 

@@ -19,17 +19,24 @@ def load() -> tuple[Any, Any, Any]:
     """MODEL, CLIP, VAE. Raises FileNotFoundError naming the file if the weights are missing."""
     if not WEIGHTS.exists():
         raise FileNotFoundError(
-            f"the toy model's weights are missing: {WEIGHTS}. Reinstall the pack, or train them with "
+            f"the toy model's weights are missing: {WEIGHTS}. Reinstall the pack, or train them "
+            "with "
             "`python -m toy.train`."
         )
     import comfy.utils
 
-    weights = {name: value.float() for name, value in comfy.utils.load_torch_file(str(WEIGHTS)).items()}
+    weights = {
+        name: value.float() for name, value in comfy.utils.load_torch_file(str(WEIGHTS)).items()
+    }
     return _model(_part(weights, UNET)), _clip(_part(weights, CLIP)), _vae(_part(weights, VAE))
 
 
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def _model(weights: dict[str, torch.Tensor]) -> Any:
@@ -54,7 +61,9 @@ def _clip(weights: dict[str, torch.Tensor]) -> Any:
     from comfy.supported_models_base import ClipTarget
 
     class ToyTextEncoder(SDClipModel):
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
+        def __init__(
+            self, device: Any = "cpu", dtype: Any = None, model_options: Any = None
+        ) -> None:
             super().__init__(
                 device=device,
                 dtype=dtype,
@@ -71,7 +80,8 @@ def _clip(weights: dict[str, torch.Tensor]) -> Any:
 
 
 def _all_words(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The full vocabulary from the rows that were trained; words the model never saw are zero vectors."""
+    """The full vocabulary from the rows that were trained; words the model never saw are zero
+    vectors."""
     weights = dict(weights)
     rows, ids = weights.pop(f"{WORDS}.rows"), weights.pop(f"{WORDS}.ids").long()
     table = torch.zeros(CLIP_CONFIG["vocab_size"], rows.shape[1])
@@ -83,4 +93,6 @@ def _all_words(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _vae(weights: dict[str, torch.Tensor]) -> Any:
     import comfy.sd
 
-    return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": dict(VAE_CONFIG), "embed_dim": 4}})
+    return comfy.sd.VAE(
+        sd=weights, config={"params": {"ddconfig": dict(VAE_CONFIG), "embed_dim": 4}}
+    )

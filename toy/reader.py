@@ -2,19 +2,22 @@
 
 Analysis by synthesis with the renderer's own functions; nothing is learned and nothing is random:
 
-1. *landscape*: a library of landscapes compared by a capped difference (so that the object costs the same
-   everywhere), the best refined by Gauss-Newton on horizon and phase, with a gain per channel for light
-   and tint;
-2. *silhouette*: for each likely colour, how much better every pixel is explained by an object of that colour
-   (body or rim) than by the landscape, lit or in shadow; these maps are correlated with the outlines of all
-   shapes;
+1. *landscape*: a library of landscapes compared by a capped difference (so that the object costs
+   the same everywhere), the best refined by Gauss-Newton on horizon and phase, with a gain per
+   channel for light and tint;
+2. *silhouette*: for each likely colour, how much better every pixel is explained by an object of
+   that colour (body or rim) than by the landscape, lit or in shadow; these maps are correlated with
+   the outlines of all shapes;
 3. *paint*: least squares over all colours, patterns and pattern phases inside the silhouette;
-4. silhouettes that are nearly as good as the best are painted and rendered too, and the picture decides.
+4. silhouettes that are nearly as good as the best are painted and rendered too, and the picture
+  decides.
 
-A word is None where the picture does not support one. All five are None if no landscape fits; pattern, color,
-shape and position are None if no object explains enough of what the landscape leaves over.
+A word is None where the picture does not support one. All five are None if no landscape fits;
+pattern, color, shape and position are None if no object explains enough of what the landscape
+leaves over.
 
-`python -m toy.reader [--count 1000]` prints the reader's accuracy on held-out renders, clean and degraded.
+`python -m toy.reader [--count 1000]` prints the reader's accuracy on held-out renders, clean and
+degraded.
 """
 
 from __future__ import annotations
@@ -48,14 +51,18 @@ HELD_OUT = 10_000_000  # training draws seeds below this number, judging draws s
 
 # All differences are of colours in [0, 1].
 CAP = 0.1  # a pixel further from a landscape than this counts as "something else stands here"
-GAIN = (0.82, 1.15)  # light is 0.92 to 1.04 in the renderer, and a picture may be tinted a little more
+GAIN = (
+    0.82,
+    1.15,
+)  # light is 0.92 to 1.04 in the renderer, and a picture may be tinted a little more
 SHADOW = 0.6  # the deepest shadow, as a factor of the landscape
 TOLERANCE = 0.14  # Euclidean distance at which a pixel counts as not explained at all
 RIVAL = 0.75  # silhouettes with this share of the best one's evidence are rendered and compared
 
 # Measured: an autoencoder's pictures at 26 dB reach 0.051, noise and plain colours start at 0.058.
 MAX_LANDSCAPE_DIFFERENCE = 0.055
-USUAL = 0.65  # ... which is the difference that this share of the pixels stays below: objects cover less
+# ... which is the difference that this share of the pixels stays below: objects cover less
+USUAL = 0.65
 # Measured: empty landscapes offer no silhouette at all, soft clouds explain nothing,
 # and the worst scene out of an autoencoder at 26 dB explains 0.088.
 MIN_EXPLAINED = 0.06  # share of the landscape's error that the object takes away
@@ -67,9 +74,9 @@ Evidence = tuple[np.ndarray, np.ndarray]  # for the body and for the rim
 class Reading:
     """What a picture shows. A word is None where the picture does not support one.
 
-    `margins` says, for each kind that was read, how clearly its word beat the runner-up: 0 is a tie, 1
-    certainty. `explained` is the share of the landscape's error that the object takes away, and `fit` the
-    whole scene as understood, numbers included, if there is an object.
+    `margins` says, for each kind that was read, how clearly its word beat the runner-up: 0 is a
+    tie, 1 certainty. `explained` is the share of the landscape's error that the object takes away,
+    and `fit` the whole scene as understood, numbers included, if there is an object.
     """
 
     pattern: str | None = None
@@ -86,7 +93,8 @@ class Reading:
         return {kind: getattr(self, kind) == getattr(scene, kind) for kind in WORDS}
 
     def matches(self, scene: Scene, kinds: Iterable[str] | None = None) -> bool:
-        """Whether the picture shows the scene's words of these kinds (default all); ValueError if unknown."""
+        """Whether the picture shows the scene's words of these kinds (default all); ValueError if
+        unknown."""
         wanted = tuple(WORDS if kinds is None else kinds)
         unknown = [kind for kind in wanted if kind not in WORDS]
         if unknown:
@@ -96,7 +104,8 @@ class Reading:
 
 
 def read(picture: np.ndarray) -> Reading:
-    """The words that a picture shows: float [128, 128, 3] in [0, 1] -> Reading; ValueError otherwise."""
+    """The words that a picture shows: float [128, 128, 3] in [0, 1] -> Reading; ValueError
+    otherwise."""
     picture = _checked(picture)
     landscape = _find_landscape(picture)
     if landscape.usual > MAX_LANDSCAPE_DIFFERENCE:
@@ -121,12 +130,15 @@ def _checked(picture: np.ndarray) -> np.ndarray:
     picture = np.asarray(picture)
     if picture.shape != (SIZE, SIZE, 3) or not np.issubdtype(picture.dtype, np.floating):
         raise ValueError(
-            f"expected a float picture of shape {(SIZE, SIZE, 3)} with values in [0, 1], got {picture.dtype} "
+            f"expected a float picture of shape {(SIZE, SIZE, 3)} with values in [0, 1], got "
+            f"{picture.dtype} "
             f"of shape {picture.shape}; resize it and divide bytes by 255"
         )
     low, high = float(picture.min()), float(picture.max())
     if not (low >= -0.01 and high <= 1.01):  # also false for NaN
-        raise ValueError(f"expected a picture with values in [0, 1], got values from {low:.3g} to {high:.3g}")
+        raise ValueError(
+            f"expected a picture with values in [0, 1], got values from {low:.3g} to {high:.3g}"
+        )
     return np.asarray(np.clip(picture, 0.0, 1.0), dtype=np.float32)
 
 
@@ -142,7 +154,8 @@ def _margin(best: float, other: float) -> float:
     return float(np.clip(1.0 - best / max(other, 1e-9), 0.0, 1.0))
 
 
-# -- landscape ---------------------------------------------------------------------------------------------
+# -- landscape
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +175,8 @@ class _Landscape:
 
 @functools.lru_cache(maxsize=1)
 def _library() -> tuple[list[tuple[str, float, float]], np.ndarray, np.ndarray]:
-    """Landscapes over a grid of horizon and phase: keys, float32 [n, 16, 16, 3] and [n, 32, 32, 3]."""
+    """Landscapes over a grid of horizon and phase: keys, float32 [n, 16, 16, 3] and [n, 32, 32,
+    3]."""
     keys = [
         (name, horizon, phase / 24)
         for name in BACKGROUNDS
@@ -182,12 +196,14 @@ def _capped(small: np.ndarray, gain: np.ndarray, views: np.ndarray) -> np.ndarra
 def _nearest_landscape(small: np.ndarray) -> _Landscape:
     """The library's best landscape for a picture shrunk to [32, 32, 3].
 
-    Its name is decided at a coarse scale, its horizon and phase at a finer one. The gain comes from the top
-    of the sky, which no object reaches.
+    Its name is decided at a coarse scale, its horizon and phase at a finer one. The gain comes from
+    the top of the sky, which no object reaches.
     """
     keys, coarse, fine = _library()
     smaller = _shrink(small, 2)
-    gains = np.clip(smaller[:3].mean(axis=(0, 1)) / coarse[:, :3].mean(axis=(1, 2)), *GAIN)[:, None, None]
+    gains = np.clip(smaller[:3].mean(axis=(0, 1)) / coarse[:, :3].mean(axis=(1, 2)), *GAIN)[
+        :, None, None
+    ]
     error = _capped(smaller, gains, coarse).mean(axis=-1)
     name = keys[int(np.argmin(error))][0]
     own = np.array([k for k, key in enumerate(keys) if key[0] == name])
@@ -205,7 +221,9 @@ def _measured(small: np.ndarray, at: _Landscape) -> _Landscape:
         gain = (small * view)[kept].sum(axis=0) / (view * view)[kept].sum(axis=0)
         at = dataclasses.replace(at, gain=np.clip(gain, *GAIN))
     capped = _capped(small, at.gain, view[None])[0]
-    return dataclasses.replace(at, error=float(capped.mean()), usual=float(np.quantile(capped, USUAL)))
+    return dataclasses.replace(
+        at, error=float(capped.mean()), usual=float(np.quantile(capped, USUAL))
+    )
 
 
 def _find_landscape(picture: np.ndarray, rounds: int = 4) -> _Landscape:
@@ -221,20 +239,26 @@ def _find_landscape(picture: np.ndarray, rounds: int = 4) -> _Landscape:
 
 
 def _gauss_newton(small: np.ndarray, at: _Landscape) -> _Landscape:
-    """One step on horizon (pixels) and phase (1/48 turns) over the pixels that are nearly explained."""
+    """One step on horizon (pixels) and phase (1/48 turns) over the pixels that are nearly
+    explained."""
     views = [
         _shrink(render_background(at.name, at.horizon + h, at.phase + p / 48, 1.0), 4) * at.gain
         for h, p in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
     ]
     residual = small - views[0]
-    kept = np.abs(residual).mean(axis=-1) < 2.0 * CAP  # an edge out of place must be allowed to pull
+    kept = (
+        np.abs(residual).mean(axis=-1) < 2.0 * CAP
+    )  # an edge out of place must be allowed to pull
     system = np.stack([(view - views[0])[kept].ravel() for view in views[1:]], axis=1)
     move = np.linalg.solve(system.T @ system + 1e-4 * np.eye(2), system.T @ residual[kept].ravel())
     horizon, phase = np.array([at.horizon, at.phase]) + np.clip(move, -2.0, 2.0) / (1.0, 48.0)
-    return _measured(small, dataclasses.replace(at, horizon=float(horizon), phase=float(phase % 1.0)))
+    return _measured(
+        small, dataclasses.replace(at, horizon=float(horizon), phase=float(phase % 1.0))
+    )
 
 
-# -- silhouette --------------------------------------------------------------------------------------------
+# -- silhouette
+# --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +285,9 @@ _FINE = (64, (23.5, 25.5, 27.5, 29.5), (-0.2, -0.1, 0.0, 0.1, 0.2))
 @functools.lru_cache(maxsize=2)
 def _templates(side: int, sizes: tuple[float, ...], angles: tuple[float, ...]) -> _Templates:
     """Spectra of silhouettes on a side x side picture; a circle has one angle."""
-    poses = [(s, z, a) for s in SHAPES for z in sizes for a in (angles if s != "circle" else (0.0,))]
+    poses = [
+        (s, z, a) for s in SHAPES for z in sizes for a in (angles if s != "circle" else (0.0,))
+    ]
     covers = [_coverages(*pose, side) for pose in poses]
     body, rim = (np.stack(part) for part in zip(*covers, strict=True))
     spectra = (np.conj(np.fft.rfft2(part)).astype(np.complex64) for part in (body, rim))
@@ -277,13 +303,15 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places relative to the centre -> u, v in the frame of an object turned by `angle` (radians)."""
+    """Places relative to the centre -> u, v in the frame of an object turned by `angle`
+    (radians)."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
 
 def _coverages(shape: str, size: float, angle: float, side: int) -> Evidence:
-    """Coverage of the body without its rim, and of the rim, for an object centred on the corner [0, 0]."""
+    """Coverage of the body without its rim, and of the rim, for an object centred on the corner [0,
+    0]."""
     x, y = (axis - SIZE / 2 for axis in _grid(SIZE))
     distance = shape_distance(shape, *_rotate(x, y, angle), size)
     cover, rim = np.clip(0.5 - distance, 0.0, 1.0), np.clip(distance / 1.5 + 2.0, 0.0, 1.0)
@@ -299,28 +327,35 @@ def _mark_color(color: str) -> np.ndarray:
 
 
 def _to_ray(pixels: np.ndarray, color: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Distance [...] of pixels [..., 3] from a colour [..., 3] at its best brightness in [low, high]."""
+    """Distance [...] of pixels [..., 3] from a colour [..., 3] at its best brightness in [low,
+    high]."""
     brightness = (pixels * color).sum(axis=-1) / np.maximum((color * color).sum(axis=-1), 1e-6)
-    return np.asarray(np.linalg.norm(pixels - np.clip(brightness, low, high)[..., None] * color, axis=-1))
+    return np.asarray(
+        np.linalg.norm(pixels - np.clip(brightness, low, high)[..., None] * color, axis=-1)
+    )
 
 
 def _evidence(pixels: np.ndarray, landscape: np.ndarray, color: str) -> Evidence:
-    """How much better than the landscape body and rim of an object explain each pixel: [H, W] in [-1, 1].
+    """How much better than the landscape body and rim of an object explain each pixel: [H, W] in
+    [-1, 1].
 
-    A shadow is no object: it is the landscape at a brightness between `SHADOW` and 1. Where a white object
-    stands before snow both explain the body equally well; the dark rim then decides.
+    A shadow is no object: it is the landscape at a brightness between `SHADOW` and 1. Where a white
+    object stands before snow both explain the body equally well; the dark rim then decides.
     """
     base, mark = np.asarray(PALETTE[color], dtype=np.float32), _mark_color(color)
     outside = np.minimum(_to_ray(pixels, landscape, SHADOW, 1.0), TOLERANCE)
     paints = (base, mark, 0.5 * (base + mark))  # the last for pixels on a mark's edge
     body = np.min([_to_ray(pixels, paint, 0.87, 1.13) for paint in paints], axis=0)
     rim = np.linalg.norm(pixels - 0.42 * base, axis=-1)
-    for_body, for_rim = ((outside - np.minimum(part, TOLERANCE)) / TOLERANCE for part in (body, rim))
+    for_body, for_rim = (
+        (outside - np.minimum(part, TOLERANCE)) / TOLERANCE for part in (body, rim)
+    )
     return for_body, for_rim
 
 
 def _centres(side: int) -> tuple[slice, slice]:
-    """Rows and columns where an object's centre may be: the renderer's range and about 10 pixels more."""
+    """Rows and columns where an object's centre may be: the renderer's range and about 10 pixels
+    more."""
     scale = side / SIZE
     return slice(int(54 * scale), int(90 * scale) + 1), slice(int(20 * scale), int(108 * scale) + 1)
 
@@ -345,7 +380,9 @@ def _likely_colors(pixels: np.ndarray, landscape: np.ndarray, count: int = 2) ->
 def _silhouettes(pixels: np.ndarray, landscape: np.ndarray, color: str) -> list[_Silhouette]:
     """The best silhouette of every shape for an object of this colour."""
     factor, templates = SIZE // _FINE[0], _templates(*_FINE)
-    scores = _correlate(_evidence(_shrink(pixels, factor), _shrink(landscape, factor), color), templates)
+    scores = _correlate(
+        _evidence(_shrink(pixels, factor), _shrink(landscape, factor), color), templates
+    )
     most = scores.max(axis=(1, 2))
     found = []
     for shape in SHAPES:
@@ -356,7 +393,8 @@ def _silhouettes(pixels: np.ndarray, landscape: np.ndarray, color: str) -> list[
 
 
 def _peak(score: np.ndarray) -> tuple[float, float]:
-    """Where a map over `_centres` is largest: x, y in pixels of the picture, between its grid points."""
+    """Where a map over `_centres` is largest: x, y in pixels of the picture, between its grid
+    points."""
     side = _FINE[0]
     rows, columns = _centres(side)
     row, column = (int(k) for k in np.unravel_index(int(np.argmax(score)), score.shape))
@@ -366,7 +404,8 @@ def _peak(score: np.ndarray) -> tuple[float, float]:
 
 
 def _vertex(line: np.ndarray, at: int) -> float:
-    """The offset in [-0.5, 0.5] of the top of the parabola through the largest value and its neighbours."""
+    """The offset in [-0.5, 0.5] of the top of the parabola through the largest value and its
+    neighbours."""
     if not 0 < at < len(line) - 1:
         return 0.0
     left, middle, right = (float(value) for value in line[at - 1 : at + 2])
@@ -375,15 +414,21 @@ def _vertex(line: np.ndarray, at: int) -> float:
 
 
 def _candidates(pixels: np.ndarray, landscape: np.ndarray) -> list[_Silhouette]:
-    """The best silhouette of each shape that has nearly as much evidence as the best of all: 0 to 4."""
+    """The best silhouette of each shape that has nearly as much evidence as the best of all: 0 to
+    4."""
     colors = _likely_colors(pixels, landscape)
     found = [at for color in colors for at in _silhouettes(pixels, landscape, color)]
     found.sort(key=lambda at: at.evidence)
     best = {at.shape: at for at in found}
-    return [at for at in best.values() if at.evidence > 0.0 and at.evidence >= RIVAL * found[-1].evidence]
+    return [
+        at
+        for at in best.values()
+        if at.evidence > 0.0 and at.evidence >= RIVAL * found[-1].evidence
+    ]
 
 
-# -- paint -------------------------------------------------------------------------------------------------
+# -- paint
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,8 +450,11 @@ def _dots(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
     return np.clip((DOT_RADIUS - np.hypot(cell_u, cell_v)) / 1.5 + 0.5, 0.0, 1.0)
 
 
-def _marks(u: np.ndarray, v: np.ndarray, phases: int = 20) -> tuple[list[tuple[str, float]], np.ndarray]:
-    """Every pattern at every phase, seen at points u, v [n]: keys, and coverage of the marks [m, n]."""
+def _marks(
+    u: np.ndarray, v: np.ndarray, phases: int = 20
+) -> tuple[list[tuple[str, float]], np.ndarray]:
+    """Every pattern at every phase, seen at points u, v [n]: keys, and coverage of the marks [m,
+    n]."""
     keys, marks = [("plain", 0.0)], [np.zeros_like(u)]
     for k in range(phases):
         keys += [("striped", k / phases), ("dotted", k / phases)]
@@ -415,7 +463,8 @@ def _marks(u: np.ndarray, v: np.ndarray, phases: int = 20) -> tuple[list[tuple[s
 
 
 def _interior(small: np.ndarray, at: _Silhouette) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The body's pixels [n, 3] within the rim, and their places u, v [n] in the object's own frame."""
+    """The body's pixels [n, 3] within the rim, and their places u, v [n] in the object's own
+    frame."""
     x, y = _grid(len(small))
     u, v = _rotate(x - np.float32(at.x), y - np.float32(at.y), at.angle)
     inside = shape_distance(at.shape, u, v, at.size) < -4.0
@@ -425,8 +474,9 @@ def _interior(small: np.ndarray, at: _Silhouette) -> tuple[np.ndarray, np.ndarra
 def _paint_errors(small: np.ndarray, at: _Silhouette) -> tuple[list[tuple[str, float]], np.ndarray]:
     """Mean squared error of every pattern and phase (keys) in every colour: [m, colours].
 
-    With c the colour, d = mark - c, s the shading and k the coverage of the marks, the model is s (c + k d).
-    Its squared error is quadratic in k, so all hypotheses together are two matrix products.
+    With c the colour, d = mark - c, s the shading and k the coverage of the marks, the model is s
+    (c + k d). Its squared error is quadratic in k, so all hypotheses together are two matrix
+    products.
     """
     seen, u, v = _interior(small, at)
     keys, marks = _marks(u, v)
@@ -441,7 +491,8 @@ def _paint_errors(small: np.ndarray, at: _Silhouette) -> tuple[list[tuple[str, f
 
 
 def _find_paint(pixels: np.ndarray, at: _Silhouette) -> _Paint:
-    """The best colour, pattern, phase and angle: the pattern tells a circle's angle, the outline does not."""
+    """The best colour, pattern, phase and angle: the pattern tells a circle's angle, the outline
+    does not."""
     turns = _FINE[2] if at.shape == "circle" else (at.angle - 0.05, at.angle, at.angle + 0.05)
     small = _shrink(pixels, 2)
     tried = [_paint_errors(small, dataclasses.replace(at, angle=turn)) for turn in turns]
@@ -457,7 +508,8 @@ def _find_paint(pixels: np.ndarray, at: _Silhouette) -> _Paint:
     return _Paint(COLORS[column], pattern, phase, turns[turn], margins)
 
 
-# -- the whole scene ---------------------------------------------------------------------------------------
+# -- the whole scene
+# ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -468,7 +520,8 @@ class _Fit:
 
 
 def _fit(pixels: np.ndarray, landscape: _Landscape, at: _Silhouette) -> _Fit:
-    """The scene with this silhouette, its best paint, and how far its picture is from the given one."""
+    """The scene with this silhouette, its best paint, and how far its picture is from the given
+    one."""
     paint = _find_paint(pixels, at)
     near, next_near, *_ = sorted(CENTER_X, key=lambda name: abs(CENTER_X[name] - at.x))
     scene = Scene(
@@ -496,7 +549,8 @@ def _picture_error(pixels: np.ndarray, fit: np.ndarray) -> float:
     return float(np.abs(_shrink(pixels, 2) - _shrink(fit, 2)).mean())
 
 
-# -- the reader's own accuracy -----------------------------------------------------------------------------
+# -- the reader's own accuracy
+# -----------------------------------------------------------------------------
 
 Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -507,9 +561,12 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     for axis in (0, 1):
         length = picture.shape[axis]
-        padded = np.pad(picture, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        padded = np.pad(
+            picture, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge"
+        )
         picture = sum(
-            weight * padded.take(range(k, k + length), axis=axis) for k, weight in enumerate(weights / weights.sum())
+            weight * padded.take(range(k, k + length), axis=axis)
+            for k, weight in enumerate(weights / weights.sum())
         )
     return picture.astype(np.float32)
 
@@ -519,7 +576,8 @@ def _noise(picture: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def _blocks(picture: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Blur, noise, and every 8 x 8 block drawn 30 % towards its mean, as a coarse compression does."""
+    """Blur, noise, and every 8 x 8 block drawn 30 % towards its mean, as a coarse compression
+    does."""
     worn = _noise(blur(picture, 1.0), draw)
     means = _shrink(worn, 8).repeat(8, axis=0).repeat(8, axis=1)
     return 0.7 * worn + 0.3 * means
@@ -552,7 +610,8 @@ def accuracy(degrade: Degradation, seeds: Sequence[int]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print accuracy in per cent and CPU milliseconds a picture (rendering included) for each degradation."""
+    """Print accuracy in per cent and CPU milliseconds a picture (rendering included) for each
+    degradation."""
     parser = argparse.ArgumentParser(prog="python -m toy.reader", description=main.__doc__)
     parser.add_argument("--count", type=int, default=1000, help="held-out scenes for each row")
     seeds = range(HELD_OUT, HELD_OUT + parser.parse_args(arguments).count)

@@ -1,9 +1,9 @@
 """Captioned scenes whose true edit is known: one object standing in a landscape, drawn from a seed.
 
-A `Scene` is a handful of words (pattern, color, shape, position, background) and a few numbers that no
-word names (size, angle, phases, light). The picture is a smooth function of both, anti-aliased from signed
-distances, so changing one word redraws *the same scene* with everything else identical: the true edit that
-real photographs never have.
+A `Scene` is a handful of words (pattern, color, shape, position, background) and a few numbers that
+no word names (size, angle, phases, light). The picture is a smooth function of both, anti-aliased
+from signed distances, so changing one word redraws *the same scene* with everything else identical:
+the true edit that real photographs never have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ WORDS = {
     "background": BACKGROUNDS,
 }
 
-EXAMPLE = ("a striped red star at the left of a meadow", 10_000_001)  # the shipped workflow's picture, held out
+EXAMPLE = (
+    "a striped red star at the left of a meadow",
+    10_000_001,
+)  # the shipped workflow's picture, held out
 
 PALETTE = {
     "red": (0.86, 0.13, 0.15),
@@ -58,12 +61,14 @@ def _blend(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarra
 
 
 def _ramp(top: np.ndarray, bottom: np.ndarray, start: float, end: float) -> np.ndarray:
-    """A vertical gradient from `top` at height `start` to `bottom` at `end` (fractions of the picture)."""
+    """A vertical gradient from `top` at height `start` to `bottom` at `end` (fractions of the
+    picture)."""
     return _blend(top, bottom, np.clip((_ROW / SIZE - start) / (end - start), 0.0, 1.0))
 
 
 def _below(height: np.ndarray | float, softness: float = 1.0) -> np.ndarray:
-    """Coverage of the ground whose upper edge lies at `height` (pixels), anti-aliased over `softness`."""
+    """Coverage of the ground whose upper edge lies at `height` (pixels), anti-aliased over
+    `softness`."""
     return np.clip((_ROW - height) / softness + 0.5, 0.0, 1.0)
 
 
@@ -71,7 +76,8 @@ def _wave(phase: float, count: float) -> np.ndarray:
     return np.sin(2.0 * np.pi * (count * _COLUMN / SIZE + phase))
 
 
-# -- backgrounds: each a function of the horizon (pixels) and a phase in [0, 1) ---------------------------
+# -- backgrounds: each a function of the horizon (pixels) and a phase in [0, 1)
+# ---------------------------
 
 
 def _meadow(horizon: float, phase: float) -> np.ndarray:
@@ -101,7 +107,9 @@ def _beach(horizon: float, phase: float) -> np.ndarray:
 def _lake(horizon: float, phase: float) -> np.ndarray:
     sky = _ramp(_rgb(0.62, 0.68, 0.74), _rgb(0.86, 0.87, 0.86), 0.0, 0.55)
     ridge = _blend(sky, _rgb(0.42, 0.50, 0.56), _below(horizon - 26 + 9 * _wave(phase, 0.8)))
-    woods = _blend(ridge, _rgb(0.20, 0.32, 0.34), _below(horizon - 10 + 5 * _wave(phase + 0.5, 1.3)))
+    woods = _blend(
+        ridge, _rgb(0.20, 0.32, 0.34), _below(horizon - 10 + 5 * _wave(phase + 0.5, 1.3))
+    )
     water = _ramp(_rgb(0.36, 0.47, 0.53), _rgb(0.13, 0.22, 0.29), 0.6, 1.0)
     return _blend(woods, water, _below(horizon + 2, 2.0))
 
@@ -135,11 +143,13 @@ _BACKGROUND = {
 
 
 def render_background(name: str, horizon: float, phase: float, light: float) -> np.ndarray:
-    """The landscape alone: float32 [SIZE, SIZE, 3] in [0, 1]. `horizon` in pixels, `phase` in [0, 1)."""
+    """The landscape alone: float32 [SIZE, SIZE, 3] in [0, 1]. `horizon` in pixels, `phase` in [0,
+    1)."""
     return np.clip(_BACKGROUND[name](horizon, phase) * light, 0.0, 1.0)
 
 
-# -- shapes: signed distances in pixels, negative inside, for unit-area-like sizes --------------------------
+# -- shapes: signed distances in pixels, negative inside, for unit-area-like sizes
+# --------------------------
 
 
 def _regular(u: np.ndarray, v: np.ndarray, apothem: float, sides: int) -> np.ndarray:
@@ -156,11 +166,14 @@ def _star(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
     notch = 0.48 * radius * np.array([np.cos(sector), np.sin(sector)])
     edge = notch - tip
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    return (distance * np.cos(angle) - tip[0]) * normal[0] + (distance * np.sin(angle) - tip[1]) * normal[1]
+    return (distance * np.cos(angle) - tip[0]) * normal[0] + (
+        distance * np.sin(angle) - tip[1]
+    ) * normal[1]
 
 
 def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, size: float) -> np.ndarray:
-    """Signed distance (pixels, negative inside) of points (u right, v down) to a shape of half-width `size`."""
+    """Signed distance (pixels, negative inside) of points (u right, v down) to a shape of
+    half-width `size`."""
     if shape == "circle":
         return np.hypot(u, v) - 0.94 * size
     if shape == "square":
@@ -170,7 +183,8 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, size: float) -> np.
     return _star(u, v, 1.22 * size)
 
 
-# -- the scene ---------------------------------------------------------------------------------------------
+# -- the scene
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +208,8 @@ class Scene:
 
     @classmethod
     def sample(cls, seed: int) -> Scene:
-        """The scene of a seed; every value is drawn uniformly, so held-out seeds are held-out scenes."""
+        """The scene of a seed; every value is drawn uniformly, so held-out seeds are held-out
+        scenes."""
         draw = random.Random(f"scene {seed}")
         words = {kind: draw.choice(values) for kind, values in WORDS.items()}
         return cls(
@@ -212,7 +227,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """For example "a striped red star at the left of a meadow". A plain pattern may go unsaid."""
+        """For example "a striped red star at the left of a meadow". A plain pattern may go
+        unsaid."""
         pattern = "" if self.pattern == "plain" and not self.say_plain else f"{self.pattern} "
         return f"a {pattern}{self.color} {self.shape} at the {self.position} of a {self.background}"
 
@@ -223,7 +239,9 @@ class Scene:
         """
         for kind, word in words.items():
             if word not in WORDS.get(kind, ()):
-                raise ValueError(f"expected {kind} to be one of {WORDS.get(kind, tuple(WORDS))}, got {word!r}")
+                raise ValueError(
+                    f"expected {kind} to be one of {WORDS.get(kind, tuple(WORDS))}, got {word!r}"
+                )
         return dataclasses.replace(self, **words)
 
     def _local(self) -> tuple[np.ndarray, np.ndarray]:
@@ -233,10 +251,13 @@ class Scene:
 
     def object_mask(self) -> np.ndarray:
         """Coverage of the object, float32 [SIZE, SIZE] in [0, 1]."""
-        return np.clip(0.5 - shape_distance(self.shape, *self._local(), self.size), 0.0, 1.0).astype(np.float32)
+        return np.clip(
+            0.5 - shape_distance(self.shape, *self._local(), self.size), 0.0, 1.0
+        ).astype(np.float32)
 
     def mask(self, word: str) -> np.ndarray:
-        """Where a word of the caption lives in the picture, float32 [SIZE, SIZE]; ValueError if it is absent."""
+        """Where a word of the caption lives in the picture, float32 [SIZE, SIZE]; ValueError if it
+        is absent."""
         kinds = [kind for kind in WORDS if getattr(self, kind) == word]
         if not kinds:
             raise ValueError(f"expected one of the scene's words in {self.caption!r}, got {word!r}")
@@ -275,12 +296,31 @@ class Scene:
 
 
 def scene_from_caption(caption: str, seed: int = 0) -> Scene:
-    """A scene with the words of a caption and the unnamed numbers of `seed`; ValueError if a word is missing."""
+    """A scene with the words of a caption and the unnamed numbers of `seed`; ValueError if a word
+    is missing."""
     said = set(re.findall(r"[a-z]+", caption.lower()))
     words: dict[str, str] = {}
     for kind, values in WORDS.items():
         found = [value for value in values if value in said]
         if len(found) > 1 or (not found and kind != "pattern"):
-            raise ValueError(f"expected exactly one {kind} of {values} in {caption!r}, found {found or 'none'}")
+            raise ValueError(
+                f"expected exactly one {kind} of {values} in {caption!r}, found {found or 'none'}"
+            )
         words[kind] = found[0] if found else "plain"
     return dataclasses.replace(Scene.sample(seed), say_plain="plain" in said, **words)
+
+
+UNCHANGED = 2 / 255
+"""A pixel that differs less from the true edit counts as one the edit must keep."""
+
+
+def kept(scene: Scene, truth: Scene) -> np.ndarray:
+    """Weights [H, W] of the pixels that an edit from `scene` to `truth` must leave alone.
+
+    Outside the object before and after; inside the object if the background's word was changed.
+    Pixels that the true edit changes all the same (the object's shadow) do not count.
+    """
+    before, after = scene.object_mask(), truth.object_mask()
+    moved = scene.background != truth.background
+    region = np.minimum(before, after) if moved else 1.0 - np.maximum(before, after)
+    return region * (np.abs(scene.render() - truth.render()).max(-1) <= UNCHANGED)

@@ -1,7 +1,8 @@
 """Train the toy model: `python -m toy.train autoencoder|diffusion|decoder|pack`.
 
-Seeded, resumable (a checkpoint every few minutes under `toy/runs/`, not tracked), logged as one JSON line a
-report (`toy/logs/`, tracked). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has unpacked.
+Seeded, resumable (a checkpoint every few minutes under `toy/runs/`, not tracked), logged as one
+JSON line a report (`toy/logs/`, tracked). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has
+unpacked.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def run_training(
     decay: float = 0.999,
     weight_decay: float = 1e-4,
 ) -> Average:
-    """Minimise `loss_of(step)` with AdamW, warm-up and cosine, from the last checkpoint if there is one."""
+    """Minimise `loss_of(step)` with AdamW, warm-up and cosine, from the last checkpoint if there is
+    one."""
     torch.manual_seed(seed)
     RUNS.mkdir(exist_ok=True)
     LOGS.mkdir(exist_ok=True)
@@ -84,7 +86,9 @@ def run_training(
     with (LOGS / f"{name}.jsonl").open("a" if first else "w") as log:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / 100)
-            optimizer.param_groups[0]["lr"] = rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = (
+                rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            )
             loss, figures = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -119,7 +123,8 @@ def seeds_of(step: int, batch: int, stage: int) -> list[int]:
 
 
 def train_autoencoder(steps: int, batch: int, rate: float) -> None:
-    """Stage 1: squared and absolute error, with the latent kept near unit scale and robust to small noise."""
+    """Stage 1: squared and absolute error, with the latent kept near unit scale and robust to small
+    noise."""
     from toy.architecture import build_autoencoder
 
     torch.manual_seed(1)
@@ -134,16 +139,21 @@ def train_autoencoder(steps: int, batch: int, rate: float) -> None:
             drawn: Any = model.decode(noisy)  # type: ignore[operator]
         error = drawn.float() - picture
         loss = error.abs().mean() + 2.0 * error.square().mean() + 2e-4 * latent.square().mean()
-        figures = {"psnr": psnr(error.square().mean().item() / 4.0), "latent_std": latent.std().item()}
+        figures = {
+            "psnr": psnr(error.square().mean().item() / 4.0),
+            "latent_std": latent.std().item(),
+        }
         return loss, figures
 
     run_training("autoencoder", model, loss_of, steps=steps, rate=rate, seed=1)
 
 
 def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
-    """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as they are used.
+    """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as
+    they are used.
 
-    noise: deviation of what is added to the unit-scale latents, so that small errors of a sampler stay small.
+    noise: deviation of what is added to the unit-scale latents, so that small errors of a sampler
+    stay small.
     """
     model = trained_autoencoder()
     model.train()
@@ -167,8 +177,8 @@ def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
 def standardise(autoencoder: torch.nn.Module, latents: torch.Tensor) -> None:
     """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
 
-    Afterwards `LATENT_SCALE * encode(picture)` has zero mean and unit deviation, as SD's latents roughly do,
-    and the posterior's variance is nil: encoding is deterministic.
+    Afterwards `LATENT_SCALE * encode(picture)` has zero mean and unit deviation, as SD's latents
+    roughly do, and the posterior's variance is nil: encoding is deterministic.
     """
     mean = latents.mean(dim=(0, 2, 3))
     scale = latents.std(dim=(0, 2, 3)) * LATENT_SCALE
@@ -228,7 +238,9 @@ def caption_tokens(captions: list[str]) -> torch.Tensor:
     from comfy.sd1_clip import SDTokenizer
 
     tokenizer = SDTokenizer()
-    return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(c)[0]] for c in captions])
+    return torch.tensor(
+        [[token for token, _ in tokenizer.tokenize_with_weights(c)[0]] for c in captions]
+    )
 
 
 class Denoiser(torch.nn.Module):
@@ -245,7 +257,8 @@ class Denoiser(torch.nn.Module):
         return self.unet(x, t, context=self.encode(tokens))
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """CLIPTextModel's last hidden state; ComfyUI's own forward adds in place, which autograd refuses."""
+        """CLIPTextModel's last hidden state; ComfyUI's own forward adds in place, which autograd
+        refuses."""
         from comfy.ldm.modules.attention import optimized_attention_for_device
 
         text: Any = self.text.text_model
@@ -259,7 +272,8 @@ class Denoiser(torch.nn.Module):
 
 
 def train_diffusion(steps: int, batch: int, rate: float, scenes: int) -> None:
-    """Stage 2: eps-prediction on SD's schedule, 10 % empty captions, errors weighted by min(SNR, 5) / SNR."""
+    """Stage 2: eps-prediction on SD's schedule, 10 % empty captions, errors weighted by min(SNR, 5)
+    / SNR."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1.0 - betas, 0).float()
     snr = abar / (1.0 - abar)
@@ -325,7 +339,7 @@ def pack_weights() -> None:
 
 
 def main() -> None:
-    from bench.install import import_comfy
+    from tools.install import import_comfy
 
     import_comfy()
     parser = argparse.ArgumentParser(prog="python -m toy.train", description=__doc__)
@@ -333,7 +347,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--noise", type=float, default=0.02, help="stage decoder: noise on unit-scale latents")
+    parser.add_argument(
+        "--noise", type=float, default=0.02, help="stage decoder: noise on unit-scale latents"
+    )
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -341,11 +357,15 @@ def main() -> None:
     if options.stage == "autoencoder":
         train_autoencoder(options.steps or 4000, options.batch or 8, options.rate or 1.5e-3)
     if options.stage == "decoder":
-        train_decoder(options.steps or 1500, options.batch or 8, options.rate or 6e-4, options.noise)
+        train_decoder(
+            options.steps or 1500, options.batch or 8, options.rate or 6e-4, options.noise
+        )
     if options.stage == "pack":
         pack_weights()
     if options.stage == "diffusion":
-        train_diffusion(options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes)
+        train_diffusion(
+            options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Runs PIE-Bench and measures it: `python -m bench.pie FOLDER --checkpoint model.safetensors`.
 
-Goes on where it stopped. Pictures and report: out/pie/<checkpoint>/<method>-<control>/. `--make-toy FOLDER` draws a
-small folder of the format for the toy model. docs/PIE_BENCH.md says what every number means.
+Goes on where it stopped. Pictures and report: out/pie/<checkpoint>/<method>-<control>/. `--make-toy
+FOLDER` draws a small folder of the format for the toy model. docs/PIE_BENCH.md says what every
+number means.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import install
-from bench.client import Client, ServerError
 from bench.graphs import CONTROLS, METHODS, STEPS, Settings
 from bench.pie import report, toyset
 from bench.pie.dataset import MAPPING, SIDE, TYPES, Entry, PieError, choose, read
@@ -28,41 +27,76 @@ from bench.pie.editing import Plan, Runner, check_checkpoint, prepared
 from bench.pie.metrics import CLIP, DINO, METRICS, Measures, Pair, Weights
 from bench.pie.published import ROWS
 from bench.pie.store import Record, Store
-from bench.server import Server, ServerFailed, stop_on_signals
+from tools import install
+from tools.client import Client, ServerError
+from tools.server import Server, ServerFailed, stop_on_signals
 from toy.scenes import SIZE as TOY_SIZE
 
 OUT = install.ROOT / "out" / "pie"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line. Defaults of the edit are those of the reference's run_editing_p2p.py at f480116d."""
+    """The command line. Defaults of the edit are those of the reference's run_editing_p2p.py at
+    f480116d."""
     made = argparse.ArgumentParser(
-        prog="python -m bench.pie", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m bench.pie",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("folder", type=pathlib.Path, help=f"the benchmark's folder, with {MAPPING}")
-    made.add_argument("--make-toy", action="store_true", help="draw a small folder of the format there instead")
-    made.add_argument("--checkpoint", default="", help="a file, or its name at the server; without: the toy model")
+    made.add_argument(
+        "--make-toy", action="store_true", help="draw a small folder of the format there instead"
+    )
+    made.add_argument(
+        "--checkpoint", default="", help="a file, or its name at the server; without: the toy model"
+    )
     made.add_argument("--method", choices=METHODS, default="direct")
     made.add_argument("--control", choices=CONTROLS, default="p2p_blend")
     made.add_argument("--cfg", type=float, default=7.5)
     made.add_argument("--steps", type=int, default=STEPS)
-    made.add_argument("--cross", type=float, default=0.4, help="P2P's cross window ends here, a fraction of the steps")
-    made.add_argument("--self", type=float, default=0.6, help="P2P's self window ends here", dest="self_")
+    made.add_argument(
+        "--cross",
+        type=float,
+        default=0.4,
+        help="P2P's cross window ends here, a fraction of the steps",
+    )
+    made.add_argument(
+        "--self", type=float, default=0.6, help="P2P's self window ends here", dest="self_"
+    )
     made.add_argument("--mode", default="refine", help="P2P's word alignment")
-    made.add_argument("--weight", type=float, default=2.0, help="P2P's weight of the target's blend word; 1: none")
-    made.add_argument("--size", type=int, default=None, help=f"of the model's pictures ({SIDE}; toy model {TOY_SIZE})")
-    made.add_argument("--types", nargs="+", choices=TYPES, default=[], metavar="N", help="editing types, 0 to 9")
+    made.add_argument(
+        "--weight", type=float, default=2.0, help="P2P's weight of the target's blend word; 1: none"
+    )
+    made.add_argument(
+        "--size",
+        type=int,
+        default=None,
+        help=f"of the model's pictures ({SIDE}; toy model {TOY_SIZE})",
+    )
+    made.add_argument(
+        "--types", nargs="+", choices=TYPES, default=[], metavar="N", help="editing types, 0 to 9"
+    )
     made.add_argument("--ids", nargs="+", default=[])
     made.add_argument("--limit", type=int, default=None, help="the first so many of those")
-    made.add_argument("--url", default="", help="a running ComfyUI with this pack, instead of starting one")
+    made.add_argument(
+        "--url", default="", help="a running ComfyUI with this pack, instead of starting one"
+    )
     made.add_argument("--out", type=pathlib.Path, default=OUT)
     made.add_argument("--retry", action="store_true", help="try again what failed")
-    made.add_argument("--measure-only", action="store_true", help="no edits: measure those that are there")
+    made.add_argument(
+        "--measure-only", action="store_true", help="no edits: measure those that are there"
+    )
     made.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
     made.add_argument("--dino", default=DINO, help="a folder or a Hugging Face name")
     made.add_argument("--clip", default=CLIP, help="likewise")
-    made.add_argument("--lpips", default="", help="a file of torchvision's squeezenet1_1; without: its own download")
-    made.add_argument("--no-parity", action="store_true", help="structure distance without the reference's slip")
+    made.add_argument(
+        "--lpips",
+        default="",
+        help="a file of torchvision's squeezenet1_1; without: its own download",
+    )
+    made.add_argument(
+        "--no-parity", action="store_true", help="structure distance without the reference's slip"
+    )
     return made
 
 
@@ -81,7 +115,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def settings_of(plan: Plan, options: argparse.Namespace) -> Record:
-    """What a finished picture depends on besides its entry; a folder of pictures has one of these."""
+    """What a finished picture depends on besides its entry; a folder of pictures has one of
+    these."""
     mapping = (options.folder / MAPPING).read_bytes()
     return {
         "method": plan.method,
@@ -103,7 +138,11 @@ def settings_of(plan: Plan, options: argparse.Namespace) -> Record:
 
 def checkpoint_hash(checkpoint: str) -> str:
     """The sha256 of the weights; "not known" of a file that only the server sees."""
-    path = pathlib.Path(checkpoint).expanduser() if checkpoint else install.ROOT / "toy" / "weights" / "toy.safetensors"
+    path = (
+        pathlib.Path(checkpoint).expanduser()
+        if checkpoint
+        else install.ROOT / "toy" / "weights" / "toy.safetensors"
+    )
     if not path.is_file():
         return "not known"
     found = hashlib.sha256()
@@ -113,13 +152,14 @@ def checkpoint_hash(checkpoint: str) -> str:
     return found.hexdigest()
 
 
-# -- editing -----------------------------------------------------------------------------------------------
+# -- editing
+# -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def connected(options: argparse.Namespace, checkpoint: str) -> Iterator[Client]:
-    """A client of the given server, or of one that is started for it; PieError for a checkpoint it does not have,
-    ServerFailed, with its last words, if the one that was started dies."""
+    """A client of the given server, or of one that is started for it; PieError for a checkpoint it
+    does not have, ServerFailed, with its last words, if the one that was started dies."""
     with contextlib.ExitStack() as stack:
         server = None if options.url else stack.enter_context(started(options.checkpoint))
         client = stack.enter_context(Client(server.url if server else options.url))
@@ -133,7 +173,8 @@ def connected(options: argparse.Namespace, checkpoint: str) -> Iterator[Client]:
 
 
 def started(checkpoint: str) -> Server:
-    """A server, not yet running, that offers a checkpoint; PieError if a path to it leads nowhere."""
+    """A server, not yet running, that offers a checkpoint; PieError if a path to it leads
+    nowhere."""
     path = pathlib.Path(checkpoint).expanduser()
     if path.is_absolute() and not path.is_file():
         raise PieError(f"no checkpoint file at {path}")
@@ -143,36 +184,53 @@ def started(checkpoint: str) -> Server:
 
 def edit(entries: Sequence[Entry], plan: Plan, store: Store, options: argparse.Namespace) -> None:
     """Edit what is not there yet."""
-    todo = [one for one in entries if not store.done(one.id) and (options.retry or not store.failed(one.id))]
+    todo = [
+        one
+        for one in entries
+        if not store.done(one.id) and (options.retry or not store.failed(one.id))
+    ]
     print(f"{len(entries)} cases, {len(todo)} of them to be edited", flush=True)
     if todo:
         with connected(options, plan.checkpoint) as client:
             Runner(client, plan, store).run(todo, lambda line: print(line, flush=True))
 
 
-# -- measuring ---------------------------------------------------------------------------------------------
+# -- measuring
+# ---------------------------------------------------------------------------------------------
 
 
 def pair_of(entry: Entry, store: Store, size: int) -> Pair:
-    """An edited picture beside its source, both at the model's size. Where that is smaller than the format's 512, a
-    pixel counts as to be changed when any of those it stands for does."""
+    """An edited picture beside its source, both at the model's size. Where that is smaller than the
+    format's 512, a pixel counts as to be changed when any of those it stands for does."""
     mask = torch.from_numpy(entry.mask())[None, None].float()
     smaller = torch.nn.functional.adaptive_max_pool2d(mask, size)[0, 0].bool().numpy()
     with Image.open(store.picture(entry.id)) as opened:
         edited = np.asarray(opened.convert("RGB"))
     if edited.shape[:2] != (size, size):
-        raise PieError(f"expected {size} x {size} pixels in {store.picture(entry.id)}, got {edited.shape[:2]}")
+        raise PieError(
+            f"expected {size} x {size} pixels in {store.picture(entry.id)}, got {edited.shape[:2]}"
+        )
     return Pair(np.asarray(prepared(entry, size)), edited, smaller, entry.target)
 
 
-def measure(entries: Sequence[Entry], store: Store, settings: Record, options: argparse.Namespace) -> Record:
+def measure(
+    entries: Sequence[Entry], store: Store, settings: Record, options: argparse.Namespace
+) -> Record:
     """The report: every case's values, their means, and what is not in them."""
     done = [entry for entry in entries if store.done(entry.id)]
     print(f"measuring {len(done)} pictures", flush=True)
-    measures = Measures(options.metrics, Weights(options.dino, options.clip, options.lpips, not options.no_parity))
+    measures = Measures(
+        options.metrics, Weights(options.dino, options.clip, options.lpips, not options.no_parity)
+    )
     values = {entry.id: measures(pair_of(entry, store, settings["size"])) for entry in done}
-    excluded = {entry.id: store.records.get(entry.id, {}).get("error", "not made") for entry in entries}
-    notes = {entry.id: store.records[entry.id]["note"] for entry in done if "note" in store.records[entry.id]}
+    excluded = {
+        entry.id: store.records.get(entry.id, {}).get("error", "not made") for entry in entries
+    }
+    notes = {
+        entry.id: store.records[entry.id]["note"]
+        for entry in done
+        if "note" in store.records[entry.id]
+    }
     notes |= {entry.id: "the mask is cut at the picture's end" for entry in done if entry.cut}
     return {
         "settings": settings | {"dino_parity": not options.no_parity},

@@ -1,11 +1,14 @@
-"""The seven figures of PIE-Bench for one picture, by torchmetrics and transformers (bench/requirements-eval.txt).
+"""The seven figures of PIE-Bench for one picture, by torchmetrics and transformers
+(tools/requirements-eval.txt).
 
-Rules as read in cure-lab/PnPInversion evaluation/ at f480116d: PSNR, MSE, SSIM and LPIPS (squeeze) of both pictures
-with what is to change painted black, averaged over the whole picture, black included; CLIP ViT-L/14 of the target
-prompt with the whole picture, and with all black but what is to change. Beside each per-pixel figure stands the mean
-over the background alone (`_masked`), which does not depend on how large the mask is.
+Rules as read in cure-lab/PnPInversion evaluation/ at f480116d: PSNR, MSE, SSIM and LPIPS (squeeze)
+of both pictures with what is to change painted black, averaged over the whole picture, black
+included; CLIP ViT-L/14 of the target prompt with the whole picture, and with all black but what is
+to change. Beside each per-pixel figure stands the mean over the background alone (`_masked`), which
+does not depend on how large the mask is.
 
-A figure whose package or weights are missing is not measured, and says why; no stand-in is ever used.
+A figure whose package or weights are missing is not measured, and says why; no stand-in is ever
+used.
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ import torch
 from bench.pie import structure
 
 DINO, CLIP = "facebook/dino-vitb8", "openai/clip-vit-large-patch14"
-WINDOW = 11  # pixels that one place of SSIM sees: a Gaussian of deviation 1.5, cut at 3.5 deviations
+WINDOW = (
+    11  # pixels that one place of SSIM sees: a Gaussian of deviation 1.5, cut at 3.5 deviations
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture before and after, uint8 [H, W, 3]; mask: bool [H, W], True where it is to change; the target prompt."""
+    """A picture before and after, uint8 [H, W, 3]; mask: bool [H, W], True where it is to change;
+    the target prompt."""
 
     source: np.ndarray
     edited: np.ndarray
@@ -40,7 +46,8 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where networks come from: a name at Hugging Face or a folder; lpips: a file of torchvision's squeezenet1_1.
+    """Where networks come from: a name at Hugging Face or a folder; lpips: a file of torchvision's
+    squeezenet1_1.
     parity: the reference's slip in the structure distance."""
 
     dino: str = DINO
@@ -77,12 +84,19 @@ NAN = float("nan")
 def zeroed(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
     """Both pictures [1, 3, H, W] in 0..1, black where the picture is to change: the field's way."""
     kept = ~pair.mask[..., None]
-    before, after = (_tensor((picture / np.float32(255.0)) * kept) for picture in (pair.source, pair.edited))
+    before, after = (
+        _tensor((picture / np.float32(255.0)) * kept) for picture in (pair.source, pair.edited)
+    )
     return before, after
 
 
 def _tensor(picture: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None].contiguous().to(_device())
+    return (
+        torch.from_numpy(picture.astype(np.float32))
+        .permute(2, 0, 1)[None]
+        .contiguous()
+        .to(_device())
+    )
 
 
 def _device() -> str:
@@ -94,7 +108,8 @@ def on_background(measure: Callable[[Pair], Values], *names: str) -> Measure:
     return lambda pair: dict.fromkeys(names, NAN) if pair.mask.all() else measure(pair)
 
 
-# -- the makers: each gives a function of one pair, or raises where something is missing -------------------
+# -- the makers: each gives a function of one pair, or raises where something is missing
+# -------------------
 
 
 def make_structure(weights: Weights) -> Measure:
@@ -102,7 +117,10 @@ def make_structure(weights: Weights) -> Measure:
         from transformers import ViTModel
 
     model = hub(
-        lambda **options: ViTModel.from_pretrained(weights.dino, add_pooling_layer=False, **options), weights.dino
+        lambda **options: ViTModel.from_pretrained(
+            weights.dino, add_pooling_layer=False, **options
+        ),
+        weights.dino,
     )
     model.eval().to(_device())
 
@@ -152,7 +170,8 @@ def make_ssim(weights: Weights) -> Measure:
 
 
 def untouched(mask: np.ndarray) -> np.ndarray:
-    """Bool [H, W]: places whose whole SSIM window lies in the background, so that no black edge counts as likeness."""
+    """Bool [H, W]: places whose whole SSIM window lies in the background, so that no black edge
+    counts as likeness."""
     edited = torch.from_numpy(mask)[None, None].float()
     return ~torch.nn.functional.max_pool2d(edited, WINDOW, 1, WINDOW // 2)[0, 0].bool().numpy()
 
@@ -189,7 +208,10 @@ def make_clip(weights: Weights) -> Measure:
 
     def measure(pair: Pair) -> Values:
         alone = pair.edited * pair.mask[..., None].astype(np.uint8)
-        return {"clip_whole": score(pair.edited, pair.prompt), "clip_edited": score(alone, pair.prompt)}
+        return {
+            "clip_whole": score(pair.edited, pair.prompt),
+            "clip_edited": score(alone, pair.prompt),
+        }
 
     return measure
 
@@ -229,7 +251,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-# -- where packages and weights come from ------------------------------------------------------------------
+# -- where packages and weights come from
+# ------------------------------------------------------------------
 
 
 def torchmetrics() -> Any:
@@ -240,22 +263,25 @@ def torchmetrics() -> Any:
             import torchmetrics.functional
             import torchmetrics.multimodal
     except ImportError as error:
-        raise ImportError(f"{error}; pip install -r bench/requirements-eval.txt") from error
+        raise ImportError(f"{error}; pip install -r tools/requirements-eval.txt") from error
     return torchmetrics
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what packages say while they are imported: torchvision, that it lacks a codec nobody needs here."""
+    """Without what packages say while they are imported: torchvision, that it lacks a codec nobody
+    needs here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def hub(load: Callable[..., Any], name: str) -> Any:
-    """What `load` gives for a folder or a name at Hugging Face: from the disk, else over the network.
+    """What `load` gives for a folder or a name at Hugging Face: from the disk, else over the
+    network.
 
-    Raises OSError. Without a network that is said at once: the library itself would try for a minute.
+    Raises OSError. Without a network that is said at once: the library itself would try for a
+    minute.
     """
     try:
         return load(local_files_only=True)
@@ -276,7 +302,8 @@ def reach(host: str, lack: str) -> None:
 
 @contextlib.contextmanager
 def squeezenet(path: str) -> Iterator[None]:
-    """Let torchvision find squeezenet1_1 in a file instead of downloading it ("": its own cache, else the network)."""
+    """Let torchvision find squeezenet1_1 in a file instead of downloading it ("": its own cache,
+    else the network)."""
     from torchvision.models import SqueezeNet1_1_Weights
 
     name, before = SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2], torch.hub.get_dir()

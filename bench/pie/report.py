@@ -1,4 +1,5 @@
-"""What a run found: means by editing type and over all, in the field's scale, beside the published figures."""
+"""What a run found: means by editing type and over all, in the field's scale, beside the published
+figures."""
 
 from __future__ import annotations
 
@@ -16,19 +17,26 @@ from bench.pie.store import replace
 
 CAVEATS = (
     "Cells of the published table marked ? were recalled and never verified: do not quote them.",
-    "The published figures are of Stable Diffusion 1.4 at 512 x 512; ours are of the checkpoint and size named above.",
-    "Published CLIP figures are not reproducible to better than 0.8: whoever ran public code again found the authors' "
+    "The published figures are of Stable Diffusion 1.4 at 512 x 512; ours are of the checkpoint "
+    "and size named above.",
+    "Published CLIP figures are not reproducible to better than 0.8: whoever ran public code "
+    "again found the authors' "
     "0.68 and 0.85 higher (issues: UniEdit-Flow 7, FireFlow 10).",
-    "PSNR, MSE, SSIM and LPIPS are taken with the edited part painted black and averaged over the whole picture: they "
+    "PSNR, MSE, SSIM and LPIPS are taken with the edited part painted black and averaged over the "
+    "whole picture: they "
     "look the better the larger the mask. The masked columns are means over the background alone.",
-    "The reference stores its results as JPEG strips and cuts the last 512 pixels out; ours are PNG.",
-    "No noise is drawn: inversion and sampling are deterministic, so there is no seed and one run for each picture.",
-    "A value that is no finite number (no background; equal pictures' PSNR) is left out of its mean and counted.",
+    "The reference stores its results as JPEG strips and cuts the last 512 pixels out; ours are "
+    "PNG.",
+    "No noise is drawn: inversion and sampling are deterministic, so there is no seed and one run "
+    "for each picture.",
+    "A value that is no finite number (no background; equal pictures' PSNR) is left out of its "
+    "mean and counted.",
 )
 
 
 def summary(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """For every column that was measured: mean (None without any), n, and how many were left out as not finite."""
+    """For every column that was measured: mean (None without any), n, and how many were left out as
+    not finite."""
     found = {}
     for name in COLUMNS:
         given = [one[name] for one in values if name in one]
@@ -43,9 +51,14 @@ def by_type(values: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str])
     """`summary` over all ids, and over those of each editing type that occurs."""
     groups = {"all": list(values)}
     for kind in TYPES:
-        groups |= {kind: [name for name in values if kinds[name] == kind]} if kind in kinds.values() else {}
+        groups |= (
+            {kind: [name for name in values if kinds[name] == kind]}
+            if kind in kinds.values()
+            else {}
+        )
     return {
-        group: {"cases": len(ids), "columns": summary([values[name] for name in ids])} for group, ids in groups.items()
+        group: {"cases": len(ids), "columns": summary([values[name] for name in ids])}
+        for group, ids in groups.items()
     }
 
 
@@ -60,14 +73,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-# -- tables ------------------------------------------------------------------------------------------------
+# -- tables
+# ------------------------------------------------------------------------------------------------
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
     settings = report["settings"]
-    title = f"## PIE-Bench: {settings['method']}, {settings['control']}, {settings['checkpoint']} at {settings['size']}"
-    parts = [title, our_table(report["results"]), remarks(report), "### Published", published_table()]
+    title = (
+        f"## PIE-Bench: {settings['method']}, {settings['control']}, {settings['checkpoint']} at "
+        f"{settings['size']}"
+    )
+    parts = [
+        title,
+        our_table(report["results"]),
+        remarks(report),
+        "### Published",
+        published_table(),
+    ]
     return "\n\n".join([*parts, "\n".join(f"* {line}" for line in CAVEATS)]) + "\n"
 
 
@@ -77,7 +100,13 @@ def our_table(results: Mapping[str, Any]) -> str:
     rows = [["editing type", "n", *(COLUMNS[name].title for name in shown)]]
     for group, result in results.items():
         label = f"{group} {TYPES[group]}" if group in TYPES else group
-        rows.append([label, str(result["cases"]), *(cell(result["columns"].get(name), name) for name in shown)])
+        rows.append(
+            [
+                label,
+                str(result["cases"]),
+                *(cell(result["columns"].get(name), name) for name in shown),
+            ]
+        )
     return table(rows)
 
 
@@ -94,7 +123,8 @@ def published_table(rows: Sequence[Published] = ROWS) -> str:
     lines = [["inversion", "editing", *(COLUMNS[name].title for name in NAMES), "source", "status"]]
     for row in rows:
         values = [
-            f"{value:.2f}{'' if name in row.verified else ' ?'}" for name, value in zip(NAMES, row.values, strict=True)
+            f"{value:.2f}{'' if name in row.verified else ' ?'}"
+            for name, value in zip(NAMES, row.values, strict=True)
         ]
         lines.append([row.inversion, row.editing, *values, row.where, row.status])
     return table(lines)
@@ -111,10 +141,15 @@ def remarks(report: Mapping[str, Any]) -> str:
     lines = [f"not measured: {name}: {why}" for name, why in report["not_measured"].items()]
     lines += [f"excluded: {name}: {why}" for name, why in report["excluded"].items()]
     lines += [f"noted: {name}: {why}" for name, why in report["notes"].items()]
-    lines += [f"excluded in all: {len(report['excluded'])} of {report['asked']} cases, not in any mean"]
+    lines += [
+        f"excluded in all: {len(report['excluded'])} of {report['asked']} cases, not in any mean"
+    ]
     lines += [f"{name}: {json.dumps(value)}" for name, value in report["settings"].items()]
     made = {"comfyui": ", ".join(report["comfyui"]), **report["versions"]}
-    return "\n".join(f"* {line}" for line in [*lines, "versions: " + ", ".join(f"{k} {v}" for k, v in made.items())])
+    return "\n".join(
+        f"* {line}"
+        for line in [*lines, "versions: " + ", ".join(f"{k} {v}" for k, v in made.items())]
+    )
 
 
 def write(folder: pathlib.Path, report: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""What a run has finished, on disk: `<id>.png`, a line for each in `cases.jsonl`, and the settings in `run.json`.
+"""What a run has finished, on disk: `<id>.png`, a line for each in `cases.jsonl`, and the settings
+in `run.json`.
 
-Pictures are written beside their place and then moved there, and their line follows: a run that is killed at any moment
-leaves only whole pictures, and one without its line is made again.
+Pictures are written beside their place and then moved there, and their line follows: a run that is
+killed at any moment leaves only whole pictures, and one without its line is made again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Store:
             os.fsync(file.fileno())
 
     def _read(self) -> list[Record]:
-        """All whole lines; half a line, of a run that was killed, is taken out so that the next one starts afresh."""
+        """All whole lines; half a line, of a run that was killed, is taken out so that the next one
+        starts afresh."""
         text = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
         whole, _, torn = text.rpartition("\n")
         if torn:
@@ -75,7 +77,10 @@ class Store:
         other = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
         if other:
             change = f"{other[0]} {old.get(other[0])!r}, now {settings.get(other[0])!r}"
-            raise PieError(f"{self.folder} holds pictures made with {change}; give another --out or delete the folder")
+            raise PieError(
+                f"{self.folder} holds pictures made with {change}; give another --out or delete "
+                "the folder"
+            )
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -27,7 +27,11 @@ def test_every_picture_of_the_benchmarks_is_there() -> None:
 
 
 def test_tuned_figures_are_of_the_settings_that_are_tuned() -> None:
-    rows = [row for row in json.loads((readme.FIGURES / "quality.json").read_text()) if "settings" in row]
+    rows = [
+        row
+        for row in json.loads((readme.FIGURES / "quality.json").read_text())
+        if "settings" in row
+    ]
     assert {row["kind"] for row in rows} == set(json.loads(TUNED_FILE.read_text()))
     assert all(Settings(**row["settings"]) == KINDS[row["kind"]].tuned for row in rows)
 

@@ -24,7 +24,7 @@ from pivot_edit.inversion import CORRECTIONS, INVERTERS
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 METHOD_FOLDERS = ("attention", "inversion", "guidance")
 PURE = ("core", *METHOD_FOLDERS)
-PAPER = re.compile(r"arXiv \d{4}\.\d{5}|arXiv \d{4}\.\d{4}\b")
+PAPER = re.compile(r"arXiv\s\d{4}\.\d{4,5}\b")
 
 CONTRACTS = (Controller, Correction, Inverter, Guidance)
 METHODS: list[type] = [*CONTROLLERS, *INVERTERS.values(), *CORRECTIONS.values(), *RULES]
@@ -57,7 +57,9 @@ def classes(module: ModuleType) -> list[type]:
         ("guidance", set(RULES)),
     ],
 )
-def test_every_file_has_a_method_and_every_method_is_registered(folder: str, registered: set[type]) -> None:
+def test_every_file_has_a_method_and_every_method_is_registered(
+    folder: str, registered: set[type]
+) -> None:
     found = {module.__name__: classes(module) for module in modules(folder)}
     assert found and all(found.values())
     assert {one for each in found.values() for one in each} == registered
@@ -89,7 +91,9 @@ def test_names_are_unique() -> None:
     for registry in (INVERTERS, CORRECTIONS):
         assert {name: kind.name for name, kind in registry.items()} == {n: n for n in registry}
         assert len({kind.label for kind in registry.values()}) == len(registry)
-    files = [module.__name__.rsplit(".", 1)[1] for folder in METHOD_FOLDERS for module in modules(folder)]
+    files = [
+        module.__name__.rsplit(".", 1)[1] for folder in METHOD_FOLDERS for module in modules(folder)
+    ]
     assert len(set(files)) == len(files)
 
 
@@ -104,7 +108,9 @@ def test_a_correction_fills_its_contract(kind: Any) -> None:
     correction, place = kind(), Place(0, 50, 13.0)
     assert correction.uncond("source", place).base in ("negative", "source")
     assert isinstance(correction.pinned, bool)
-    assert dataclasses.asdict(correction) == {field.name: field.default for field in dataclasses.fields(kind)}
+    assert dataclasses.asdict(correction) == {
+        field.name: field.default for field in dataclasses.fields(kind)
+    }
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
@@ -116,7 +122,8 @@ def test_a_controller_fills_its_contract(controller: Any) -> None:
 
 
 def undescribed(source: str, promised: frozenset[str] = frozenset()) -> list[str]:
-    """What is public in a source and has no docstring; `promised` methods are described elsewhere."""
+    """What is public in a source and has no docstring; `promised` methods are described
+    elsewhere."""
     missing = []
 
     def visit(body: list[ast.stmt], inside: str) -> None:
@@ -157,11 +164,14 @@ PROMISED = frozenset(
 def test_everything_public_is_described(folder: str) -> None:
     paths = sorted((ROOT / folder).rglob("*.py"))
     assert paths
-    assert {path.name: missing for path in paths if (missing := undescribed(path.read_text(), PROMISED))} == {}
+    assert {
+        path.name: missing for path in paths if (missing := undescribed(path.read_text(), PROMISED))
+    } == {}
 
 
 def test_a_missing_description_is_found() -> None:
-    source = '"""File."""\ndef f(): ...\nclass A:\n  def g(self): ...\n  def wants(self): ...\ndef _h(): ...'
+    source = '"""File."""\ndef f(): ...\nclass A:\n  def g(self): ...\n  def wants(self): ...\n'
+    source += "def _h(): ..."
     assert undescribed(source, PROMISED) == ["f", "A", "A.g"]
     assert undescribed("x = 1") == ["the file"]
 
@@ -169,5 +179,7 @@ def test_a_missing_description_is_found() -> None:
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_what_is_promised_is_described_by_a_contract(name: str) -> None:
     trees = [ast.parse(path.read_text()) for path in (ROOT / "core").glob("*.py")]
-    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    ]
     assert any(node.name == name and ast.get_docstring(node) for node in functions)

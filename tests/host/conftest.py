@@ -1,4 +1,5 @@
-"""Host tests: ComfyUI in this process for what needs its classes, and one real server for what needs its API.
+"""Host tests: ComfyUI in this process for what needs its classes, and one real server for what
+needs its API.
 
 The ComfyUI is the one in `COMFYUI_PATH`; `make test` runs this folder once per supported version.
 """
@@ -13,14 +14,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bench.client import Client
-from bench.install import import_comfy
-from bench.server import Server
+from tools.client import Client
+from tools.install import import_comfy
+from tools.server import Server
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what ComfyUI and its packages say while they are imported is not ours
+    warnings.simplefilter(
+        "ignore"
+    )  # what ComfyUI and its packages say while they are imported is not ours
     import_comfy()
-    for name in ("nodes", "execution", "server", "latent_preview", "comfy_extras.nodes_custom_sampler"):
+    for name in (
+        "nodes",
+        "execution",
+        "server",
+        "latent_preview",
+        "comfy_extras.nodes_custom_sampler",
+    ):
         importlib.import_module(name)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from bench.client import Client, Graph
-from bench.judge import to_image
+from tools.client import Client, Graph
+from tools.pictures import to_image
 from toy.scenes import Scene
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
@@ -35,13 +35,16 @@ def starter(client: Client, steps: int = 4, **target: str) -> Graph:
     graph: Graph = json.loads((ROOT / "workflows" / "api" / "prompt_to_prompt.json").read_text())
     inputs(graph, "LoadImage")["image"] = client.upload(picture(), "scene.png")
     inputs(graph, "PivotSourcePrompt")["prompt"] = SCENE.caption
-    inputs(graph, "PivotPromptPair")["target_prompt"] = SCENE.change(**(target or {"shape": "circle"})).caption
+    inputs(graph, "PivotPromptPair")["target_prompt"] = SCENE.change(
+        **(target or {"shape": "circle"})
+    ).caption
     inputs(graph, "PivotDDIMInversion")["steps"] = steps
     return graph
 
 
 def from_parts(graph: Graph, sampler: str | None = None) -> Graph:
-    """The starter with SamplerCustomAdvanced, the Edit Guider and Inversion Parts in the Edit Sampler's place."""
+    """The starter with SamplerCustomAdvanced, the Edit Guider and Inversion Parts in the Edit
+    Sampler's place."""
     graph = dict(graph)
     edit = graph.pop(node(graph, "PivotEditSampler"))["inputs"]
     graph["20"] = {"class_type": "PivotEditGuider", "inputs": edit}

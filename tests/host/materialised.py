@@ -1,9 +1,10 @@
-"""Prompt-to-Prompt as the public implementations do it, small and slow: what the folded controller is judged against.
+"""Prompt-to-Prompt as the public implementations do it, small and slow: what the folded controller
+is judged against.
 
-Four rows run at every step, [source, target] under both texts in one UNet call. Every attention layer writes its maps
-out, scaled after the product as there, by an explicit softmax in the model's precision; the edits are made on the
-conditioned rows' maps (METHODS 3).
-Nothing of the pack's attention, guider or sampler is used, only its word tables.
+Four rows run at every step, [source, target] under both texts in one UNet call. Every attention
+layer writes its maps out, scaled after the product as there, by an explicit softmax in the model's
+precision; the edits are made on the conditioned rows' maps (METHODS 3). Nothing of the pack's
+attention, guider or sampler is used, only its word tables.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ BLOCKS = (("input", 12), ("middle", 1), ("output", 12))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MapEdit:
-    """mapper [source columns, target columns] and own [target columns]: the word tables; refine: gather the source's
-    columns instead of mixing them. cross, self_: ends of the windows, as fractions of the steps; self_limit: as a
-    fraction of the latent's tokens."""
+    """mapper [source columns, target columns] and own [target columns]: the word tables; refine:
+    gather the source's columns instead of mixing them. cross, self_: ends of the windows, as
+    fractions of the steps; self_limit: as a fraction of the latent's tokens."""
 
     mapper: torch.Tensor
     own: torch.Tensor
@@ -33,7 +34,8 @@ class MapEdit:
     self_limit: float = 0.25
 
     def target_maps(self, maps: torch.Tensor, kind: str, extra: dict[str, Any]) -> torch.Tensor:
-        """The target's maps [heads, queries, keys] after the edit, from those of source and target [2, ...]."""
+        """The target's maps [heads, queries, keys] after the edit, from those of source and target
+        [2, ...]."""
         levels = extra["sample_sigmas"]
         steps = len(levels) - 1
         step = int((levels[:-1] - extra["sigmas"][0]).abs().argmin())
@@ -60,7 +62,9 @@ def explicit(model: Any, edit: MapEdit | None = None) -> Any:
 
 
 def _attention(kind: str, edit: MapEdit | None) -> Patch:
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
+    ) -> torch.Tensor:
         q, k, v = (_split(x, extra["n_heads"]) for x in (q, k, v))
         maps = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
         if edit is not None:
@@ -86,19 +90,27 @@ def guider(model: Any, source: Any, target: Any, negative: Any, cfg: float) -> A
 
 def _two_rows(source: Any, target: Any) -> Any:
     (old, options), (new, others) = source[0], target[0]
-    pooled = {key: torch.cat([options[key], others[key]]) for key in ("pooled_output",) if key in options}
+    pooled = {
+        key: torch.cat([options[key], others[key]]) for key in ("pooled_output",) if key in options
+    }
     return [[torch.cat([old, new]), {**options, **pooled}]]
 
 
 class TwoRowDDIM(comfy.samplers.Sampler):
-    """DDIM on [source, target] as Euler on the host's scale; `pinned` sets the source to the trajectory's latents."""
+    """DDIM on [source, target] as Euler on the host's scale; `pinned` sets the source to the
+    trajectory's latents."""
 
     def __init__(self, trajectory: Any, pinned: bool) -> None:
         self.trajectory = trajectory
         self.pinned = pinned
 
     def sample(
-        self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> torch.Tensor:
         scales = (1.0 + sigmas.square()).sqrt()
         pivot = self.trajectory.latents.flip(0).to(sigmas)
@@ -112,7 +124,14 @@ class TwoRowDDIM(comfy.samplers.Sampler):
 
 
 def edit(
-    model: Any, trajectory: Any, source: Any, target: Any, negative: Any, cfg: float, pinned: bool, change: MapEdit
+    model: Any,
+    trajectory: Any,
+    source: Any,
+    target: Any,
+    negative: Any,
+    cfg: float,
+    pinned: bool,
+    change: MapEdit,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited and reconstructed LATENT samples [1, C, H, W] of a trajectory of one picture."""
     start = torch.zeros(2, *trajectory.latents.shape[2:])

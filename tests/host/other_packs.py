@@ -1,4 +1,5 @@
-"""Two small packs as other people write them, for the tests of composition, and stock patches beside them."""
+"""Two small packs as other people write them, for the tests of composition, and stock patches
+beside them."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import torch
 
 
 def image_prompt(model: Any, weight: float = 0.5, seed: int = 11) -> Any:
-    """In the manner of IP-Adapter: every cross-attention answers image tokens too, on conditioned chunks only.
+    """In the manner of IP-Adapter: every cross-attention answers image tokens too, on conditioned
+    chunks only.
 
-    It takes the attn2 slots by block number, computes the text part itself and finds its chunks through
-    cond_or_uncond.
+    It takes the attn2 slots by block number, computes the text part itself and finds its chunks
+    through cond_or_uncond.
     """
     from comfy.ldm.modules.attention import optimized_attention
 
@@ -24,13 +26,16 @@ def image_prompt(model: Any, weight: float = 0.5, seed: int = 11) -> Any:
             made[width] = tuple(torch.randn(1, tokens, width, generator=generator) for _ in "kv")
         return made[width]
 
-    def patch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+    def patch(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
+    ) -> torch.Tensor:
         out = optimized_attention(q, k, v, extra["n_heads"])
         chunks = extra["cond_or_uncond"]
         rows = len(q) // len(chunks)
         key, value = (one.expand(rows, -1, -1).to(q) for one in content(q.shape[-1]))
         parts = [
-            optimized_attention(q[i * rows : (i + 1) * rows], key, value, extra["n_heads"]) * (weight * (index == 0))
+            optimized_attention(q[i * rows : (i + 1) * rows], key, value, extra["n_heads"])
+            * (weight * (index == 0))
             for i, index in enumerate(chunks)
         ]
         return out + torch.cat(parts)
@@ -46,10 +51,14 @@ def sharpener(model: Any, strength: float = 1.2) -> Any:
     """Scales queries before their projection and takes some attn1 slots, block by block index."""
     from comfy.ldm.modules.attention import optimized_attention
 
-    def scale(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def scale(
+        n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]
+    ) -> tuple[Any, Any, Any]:
         return n * strength, context, value
 
-    def patch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+    def patch(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
+    ) -> torch.Tensor:
         return optimized_attention(q * strength, k, v, extra["n_heads"])
 
     clone = model.clone()
@@ -66,7 +75,10 @@ def lora(model: Any, seed: int = 5) -> Any:
 
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name in ("middle_block.1.transformer_blocks.0.attn1.to_q", "middle_block.1.transformer_blocks.0.attn2.to_v"):
+    for name in (
+        "middle_block.1.transformer_blocks.0.attn1.to_q",
+        "middle_block.1.transformer_blocks.0.attn2.to_v",
+    ):
         rows, columns = model.model.diffusion_model.get_submodule(name).weight.shape
         key = "lora_unet_" + name.replace(".", "_")
         weights[f"{key}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
@@ -105,13 +117,23 @@ def control_net(model: Any, settings: dict[str, Any], seed: int = 3) -> Any:
     import comfy.controlnet
     import comfy.ops
 
-    config = {key: value for key, value in settings.items() if key not in ("out_channels", "transformer_depth_output")}
+    config = {
+        key: value
+        for key, value in settings.items()
+        if key not in ("out_channels", "transformer_depth_output")
+    }
     network = comfy.cldm.cldm.ControlNet(
-        hint_channels=3, operations=comfy.ops.disable_weight_init, device=torch.device("cpu"), **config
+        hint_channels=3,
+        operations=comfy.ops.disable_weight_init,
+        device=torch.device("cpu"),
+        **config,
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in network.parameters():
             fan = weight[0].numel() if weight.ndim > 1 else 1
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (0.5 / fan**0.5 if weight.ndim > 1 else 0.1))
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator)
+                * (0.5 / fan**0.5 if weight.ndim > 1 else 0.1)
+            )
     return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))

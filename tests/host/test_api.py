@@ -1,4 +1,5 @@
-"""The starter graph through the API server: it runs, it caches the inversion, and its parts agree with it."""
+"""The starter graph through the API server: it runs, it caches the inversion, and its parts agree
+with it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 import graphs
-from bench.client import Client
+from tools.client import Client
 
 pytestmark = pytest.mark.server
 
@@ -28,12 +29,17 @@ def test_the_starter_has_at_most_nine_nodes_and_runs(client: Client) -> None:
 def test_changing_the_target_prompt_does_not_invert_again(client: Client) -> None:
     graph = graphs.starter(client, steps=5)
     client.run(graph)
-    graphs.inputs(graph, "PivotPromptPair")["target_prompt"] = graphs.SCENE.change(color="cyan").caption
+    graphs.inputs(graph, "PivotPromptPair")["target_prompt"] = graphs.SCENE.change(
+        color="cyan"
+    ).caption
     again = client.run(graph)
     inversion = graphs.node(graph, "PivotDDIMInversion")
     assert inversion in again.cached and inversion not in again.executed
     assert graphs.node(graph, "PivotEditSampler") in again.executed
-    assert again.progress[inversion] == 0 and again.progress[graphs.node(graph, "PivotEditSampler")] > 0
+    assert (
+        again.progress[inversion] == 0
+        and again.progress[graphs.node(graph, "PivotEditSampler")] > 0
+    )
 
 
 def test_a_long_run_shows_its_progress(client: Client) -> None:
@@ -45,7 +51,9 @@ def test_a_long_run_shows_its_progress(client: Client) -> None:
 
 
 @pytest.mark.parametrize("sampler", [None, "euler"])
-def test_the_parts_in_samplercustomadvanced_make_the_same_picture(client: Client, sampler: str | None) -> None:
+def test_the_parts_in_samplercustomadvanced_make_the_same_picture(
+    client: Client, sampler: str | None
+) -> None:
     graph = graphs.starter(client)
     whole = pixels(client.run(graph), graph)
     parts = graphs.from_parts(graph, sampler)

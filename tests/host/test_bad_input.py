@@ -1,4 +1,5 @@
-"""Everything that should be refused is refused through the API, with the node's name and what to do."""
+"""Everything that should be refused is refused through the API, with the node's name and what to
+do."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import graphs
-from bench.client import Client, Graph, ServerError
+from tools.client import Client, Graph, ServerError
 
 pytestmark = pytest.mark.server
 
@@ -35,7 +36,10 @@ def zero_steps(graph: Graph) -> Graph:
 
 def another_size(graph: Graph) -> Graph:
     graph = graphs.from_parts(graph)
-    graph["24"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 128, "batch_size": 2}}
+    graph["24"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 64, "height": 128, "batch_size": 2},
+    }
     graph["22"]["inputs"]["latent_image"] = ["24", 0]
     return graph
 
@@ -75,7 +79,9 @@ def other_model(graph: Graph) -> Graph:
 
 
 def other_source(graph: Graph) -> Graph:
-    graphs.inputs(graph, "PivotPromptPair")["source_prompt"] = "a plain white circle at the center of a lake"
+    graphs.inputs(graph, "PivotPromptPair")["source_prompt"] = (
+        "a plain white circle at the center of a lake"
+    )
     return graph
 
 
@@ -137,7 +143,14 @@ def unknown_blend_word(graph: Graph) -> Graph:
 
 
 def masa(graph: Graph, **options: object) -> Graph:
-    values = {"mode": "plain", "layers": "auto", "start": 0.08, "end": 1.0, "model": ["7", 0], **options}
+    values = {
+        "mode": "plain",
+        "layers": "auto",
+        "start": 0.08,
+        "end": 1.0,
+        "model": ["7", 0],
+        **options,
+    }
     graph["31"] = {"class_type": "PivotMasaCtrl", "inputs": values}
     graphs.inputs(graph, "PivotEditSampler")["model"] = ["31", 0]
     return graph
@@ -156,7 +169,13 @@ def mask_words_without_words(graph: Graph) -> Graph:
 
 
 def maps_of_an_unwatched_model(graph: Graph) -> Graph:
-    values = {"model": ["7", 0], "samples": ["8", 0], "image": ["9", 0], "clip": ["1", 1], "prompt": ["4", 1]}
+    values = {
+        "model": ["7", 0],
+        "samples": ["8", 0],
+        "image": ["9", 0],
+        "clip": ["1", 1],
+        "prompt": ["4", 1],
+    }
     values |= {"words": "", "threshold": 0.4, "blur": 0.0, "grow": 0}
     graph["32"] = {"class_type": "PivotAttentionMaps", "inputs": values}
     graph["33"] = {"class_type": "PreviewImage", "inputs": {"images": ["32", 0]}}
@@ -165,7 +184,10 @@ def maps_of_an_unwatched_model(graph: Graph) -> Graph:
 
 def maps_of_an_unknown_word(graph: Graph) -> Graph:
     graph = maps_of_an_unwatched_model(graph)
-    graph["34"] = {"class_type": "PivotRecordAttention", "inputs": {"model": ["7", 0], "start": 0.0, "end": 1.0}}
+    graph["34"] = {
+        "class_type": "PivotRecordAttention",
+        "inputs": {"model": ["7", 0], "start": 0.0, "end": 1.0},
+    }
     graphs.inputs(graph, "PivotEditSampler")["model"] = ["34", 0]
     graph["32"]["inputs"] |= {"model": ["34", 0], "words": "sofa"}
     return graph

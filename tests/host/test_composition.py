@@ -1,4 +1,5 @@
-"""Other packs' patches beside ours, before and after in the chain: same rows, both effects, no crash."""
+"""Other packs' patches beside ours, before and after in the chain: same rows, both effects, no
+crash."""
 
 from __future__ import annotations
 
@@ -11,9 +12,22 @@ import torch
 import other_packs
 import unets
 from pivot_edit.core.errors import PivotError
-from pivot_edit.host.inversion import invert_latent
+from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.inversion import Ddim
-from test_controls import NEGATIVE, SIZE, SOURCE, TARGET, blend, close, differ, ksampler, masa, p2p, recorded, run
+from test_controls import (
+    NEGATIVE,
+    SIZE,
+    SOURCE,
+    TARGET,
+    blend,
+    close,
+    differ,
+    ksampler,
+    masa,
+    p2p,
+    recorded,
+    run,
+)
 
 PATCHES: dict[str, Callable[[Any], Any]] = {
     "image_prompt": other_packs.image_prompt,
@@ -22,7 +36,11 @@ PATCHES: dict[str, Callable[[Any], Any]] = {
     "free_u": other_packs.free_u,
     "guidance": other_packs.guidance,
 }
-CONTROLS: dict[str, Callable[[Any], Any]] = {"p2p": p2p, "masa": masa, "blend": lambda model: blend(p2p(model))}
+CONTROLS: dict[str, Callable[[Any], Any]] = {
+    "p2p": p2p,
+    "masa": masa,
+    "blend": lambda model: blend(p2p(model)),
+}
 
 
 @pytest.fixture(scope="module", params=["SD15", "SDXL"])
@@ -37,7 +55,9 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> list[Any]:
-    return [unets.conditioning(kind, seed) for seed in range(3)] + [unets.conditioning(kind, NEGATIVE)]
+    return [unets.conditioning(kind, seed) for seed in range(3)] + [
+        unets.conditioning(kind, NEGATIVE)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +65,9 @@ def pivots(model: Any, texts: list[Any]) -> Callable[[Any], Any]:
     """The inversion under a model's own weights: a LoRA changes them."""
 
     def of(patched: Any) -> Any:
-        return invert_latent(patched, unets.latent(*SIZE), texts[SOURCE], 3, "reference", Ddim(), False)[0]
+        return invert_latent(
+            patched, unets.latent(*SIZE), texts[SOURCE], 3, "reference", Ddim(), False
+        )[0]
 
     return of
 
@@ -57,7 +79,10 @@ def test_both_effects_are_there_in_either_order(model, texts, pivots, patch, con
     pivot = pivots(theirs(model))
     plain_pivot = pivots(model)
     before, after = run(ours(theirs(model)), pivot, texts), run(theirs(ours(model)), pivot, texts)
-    only_theirs, only_ours = run(theirs(model), pivot, texts)[0], run(ours(model), plain_pivot, texts)
+    only_theirs, only_ours = (
+        run(theirs(model), pivot, texts)[0],
+        run(ours(model), plain_pivot, texts),
+    )
     assert torch.isfinite(before[0]).all()
     assert torch.equal(before[0], after[0])
     assert differ(before[0], only_theirs) and differ(before[0], only_ours[0])
@@ -78,12 +103,15 @@ def test_an_image_prompt_does_not_disturb_word_maps(model, texts, pivots) -> Non
     watched, recorder = recorded(other_packs.image_prompt(model))
     edited = run(watched, pivots(watched), texts)[0]
     shares = recorder.results.get(edited[0]).sum(-1)
-    torch.testing.assert_close(shares, torch.full_like(shares, float(shares[0, 0])), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        shares, torch.full_like(shares, float(shares[0, 0])), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_control_nets_steer_source_and_target(model, kind, texts, pivots, control) -> None:
-    """Applied to both prompts by two nodes, as people do; conditioned and unconditioned rows then run apart."""
+    """Applied to both prompts by two nodes, as people do; conditioned and unconditioned rows then
+    run apart."""
     import nodes
 
     if kind == "SDXL":
@@ -119,17 +147,24 @@ def test_token_merging_is_refused_by_name(model, texts, pivots, control) -> None
 def test_packs_with_tome_in_their_names_are_none(model, texts, pivots) -> None:
     """The host names a pack's module after its whole path."""
 
-    def effect(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def effect(
+        n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]
+    ) -> tuple[Any, Any, Any]:
         return n * 1.1, context, value
 
-    effect.__module__, effect.__qualname__ = "_x_home_x_tomek_x_custom_nodes_x_other", "CustomEffects.patch"
+    effect.__module__, effect.__qualname__ = (
+        "_x_home_x_tomek_x_custom_nodes_x_other",
+        "CustomEffects.patch",
+    )
     theirs = p2p(model)
     theirs.set_model_attn1_patch(effect)
     assert torch.isfinite(run(theirs, pivots(model), texts)[0]).all()
 
 
 def test_another_packs_merging_is_noticed_where_it_matters(model, texts, pivots) -> None:
-    def halved(n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def halved(
+        n: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]
+    ) -> tuple[Any, Any, Any]:
         return n[:, ::2], context, value
 
     def doubled(n: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
@@ -143,8 +178,11 @@ def test_another_packs_merging_is_noticed_where_it_matters(model, texts, pivots)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_separate_calls_for_cond_and_uncond_give_the_same(model, texts, pivots, control, monkeypatch) -> None:
-    """Low memory splits the batch; every row still finds its source. Targets alone have none in their call."""
+def test_separate_calls_for_cond_and_uncond_give_the_same(
+    model, texts, pivots, control, monkeypatch
+) -> None:
+    """Low memory splits the batch; every row still finds its source. Targets alone have none in
+    their call."""
     ours, pivot = CONTROLS[control](model), pivots(model)
     together = [run(ours, pivot, texts, name)[0] for name in ("none", "direct")]
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e18)
@@ -155,7 +193,7 @@ def test_separate_calls_for_cond_and_uncond_give_the_same(model, texts, pivots, 
 
 @pytest.mark.parametrize("patch", ["image_prompt", "sharpener", "free_u"])
 def test_generated_pictures_compose_too(model, texts, patch) -> None:
-    from pivot_edit.host.conditioning import stack_rows
+    from pivot_edit.host.text.conditioning import stack_rows
 
     rows = stack_rows(texts[SOURCE], texts[TARGET])
     theirs = PATCHES[patch]

@@ -15,14 +15,14 @@ from pivot_edit.attention.masactrl import AutoMask, decoder_layers
 from pivot_edit.core.attention import Place
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import select_layers
-from pivot_edit.host.conditioning import join_rows, stack_rows
-from pivot_edit.host.editing import edit, edit_guider
-from pivot_edit.host.inversion import InversionParts, invert_latent
-from pivot_edit.host.layers import block_layers, layers_of, scales_of
-from pivot_edit.host.masks import blend_mask, check_blended
-from pivot_edit.host.patching import add_controller
-from pivot_edit.host.runs import RUN, controllers_of
-from pivot_edit.host.sampling import run_edit
+from pivot_edit.host.model.layers import block_layers, layers_of, scales_of
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.runs import RUN, controllers_of
+from pivot_edit.host.run.sampling import run_edit
+from pivot_edit.host.tasks.editing import edit, edit_guider
+from pivot_edit.host.tasks.inversion import InversionParts, invert_latent
+from pivot_edit.host.tasks.masks import blend_mask, check_blended
+from pivot_edit.host.text.conditioning import join_rows, stack_rows
 from pivot_edit.inversion import Ddim
 from test_editing import Passthrough, pair
 
@@ -49,7 +49,9 @@ def texts(kind: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: list[Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(*SIZE), texts[SOURCE], 5, "reference", Ddim(), False)[0]
+        return invert_latent(
+            model, unets.latent(*SIZE), texts[SOURCE], 5, "reference", Ddim(), False
+        )[0]
 
 
 def p2p(model: Any, targets: int = 1, **options: Any) -> Any:
@@ -58,11 +60,15 @@ def p2p(model: Any, targets: int = 1, **options: Any) -> Any:
 
 def blend(model: Any, targets: int = 1, **options: Any) -> Any:
     words = (BlendWords(77, 77, (4,), (4,)),) * targets
-    return add_controller(model, LocalBlend(words, scales_of(model), **{"start": 0.2, "threshold": 0.85, **options}))
+    return add_controller(
+        model, LocalBlend(words, scales_of(model), **{"start": 0.2, "threshold": 0.85, **options})
+    )
 
 
 def masa(model: Any, **options: Any) -> Any:
-    return add_controller(model, MasaCtrl(decoder_layers(layers_of(model)), **{"start": 0.2, **options}))
+    return add_controller(
+        model, MasaCtrl(decoder_layers(layers_of(model)), **{"start": 0.2, **options})
+    )
 
 
 def recorded(model: Any) -> tuple[Any, AttentionMaps]:
@@ -70,8 +76,15 @@ def recorded(model: Any) -> tuple[Any, AttentionMaps]:
     return add_controller(model, recorder), recorder
 
 
-def run(model: Any, trajectory: Any, texts: list[Any], correction: str = "direct", **replaced: Any) -> Any:
-    prompts = {"source": texts[SOURCE], "target": texts[TARGET], "negative": texts[NEGATIVE], **replaced}
+def run(
+    model: Any, trajectory: Any, texts: list[Any], correction: str = "direct", **replaced: Any
+) -> Any:
+    prompts = {
+        "source": texts[SOURCE],
+        "target": texts[TARGET],
+        "negative": texts[NEGATIVE],
+        **replaced,
+    }
     edited, back, report, mask = edit(model, trajectory, **prompts, cfg=CFG, correction=correction)
     return edited["samples"], back["samples"], report, mask
 
@@ -82,7 +95,8 @@ def close(a: torch.Tensor, b: torch.Tensor, share: float = 1e-3) -> None:
 
 
 def in_cells(mask: torch.Tensor) -> torch.Tensor:
-    """The latent's cells that a mask with soft edges was made of: more than half of such a cell is white."""
+    """The latent's cells that a mask with soft edges was made of: more than half of such a cell is
+    white."""
     return torch.nn.functional.avg_pool2d(mask, 8) > 0.5
 
 
@@ -95,16 +109,35 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_layers_have_their_own_names() -> None:
     by_kind = {kind: unets.build(kind) for kind in ("SD15", "SDXL")}
-    names = {kind: list(dict.fromkeys(layer.name for layer in layers_of(m))) for kind, m in by_kind.items()}
+    names = {
+        kind: list(dict.fromkeys(layer.name for layer in layers_of(m)))
+        for kind, m in by_kind.items()
+    }
     down = ["down.0.0", "down.0.1", "down.1.0", "down.1.1", "down.2.0", "down.2.1"]
-    assert names["SD15"] == [*down, "mid.0.0", *(f"up.{level}.{n}" for level in (1, 2, 3) for n in range(3))]
-    assert names["SDXL"] == [*down[2:], "mid.0.0", *(f"up.{level}.{n}" for level in (0, 1) for n in range(3))]
+    assert names["SD15"] == [
+        *down,
+        "mid.0.0",
+        *(f"up.{level}.{n}" for level in (1, 2, 3) for n in range(3)),
+    ]
+    assert names["SDXL"] == [
+        *down[2:],
+        "mid.0.0",
+        *(f"up.{level}.{n}" for level in (0, 1) for n in range(3)),
+    ]
     assert len(layers_of(by_kind["SDXL"])) == 70
     chosen = {kind: decoder_layers(layers_of(m)) for kind, m in by_kind.items()}
-    assert chosen["SD15"] == select_layers("up.2-3", layers_of(by_kind["SD15"])) and len(chosen["SD15"]) == 6
-    assert chosen["SDXL"] == select_layers("up.1", layers_of(by_kind["SDXL"])) and len(chosen["SDXL"]) == 6
+    assert (
+        chosen["SD15"] == select_layers("up.2-3", layers_of(by_kind["SD15"]))
+        and len(chosen["SD15"]) == 6
+    )
+    assert (
+        chosen["SDXL"] == select_layers("up.1", layers_of(by_kind["SDXL"]))
+        and len(chosen["SDXL"]) == 6
+    )
     keys = block_layers(by_kind["SD15"].model.diffusion_model)
-    assert [key for key, layer in keys.items() if layer in chosen["SD15"]] == [("output", n, 0) for n in range(6, 12)]
+    assert [key for key, layer in keys.items() if layer in chosen["SD15"]] == [
+        ("output", n, 0) for n in range(6, 12)
+    ]
 
 
 def test_scales_are_those_of_the_sites(model: Any, texts: list[Any], trajectory: Any) -> None:
@@ -126,9 +159,11 @@ def test_scales_are_those_of_the_sites(model: Any, texts: list[Any], trajectory:
 
 
 @pytest.mark.parametrize("control", [p2p, masa, blend, lambda model: recorded(model)[0]])
-def test_sites_where_nobody_works_are_left_to_the_host(model, trajectory, texts, control, monkeypatch) -> None:
+def test_sites_where_nobody_works_are_left_to_the_host(
+    model, trajectory, texts, control, monkeypatch
+) -> None:
     """Our dispatcher stands exactly where a controller's `at` says so."""
-    from pivot_edit.host import patching
+    from pivot_edit.host.run import patching
 
     placed = set()
     made = patching._Dispatcher.__init__
@@ -142,7 +177,9 @@ def test_sites_where_nobody_works_are_left_to_the_host(model, trajectory, texts,
     run(controlled, trajectory, texts)
     (one,) = controlled.model_options["transformer_options"]["pivot_controllers"]
     kinds = [kind for kind in ("self", "cross") if one.wants(kind, Place(1, 5, 5.0))]
-    there = {(kind, layer) for kind in kinds for layer in layers_of(model) if one.at(kind, layer, SIZE)}
+    there = {
+        (kind, layer) for kind in kinds for layer in layers_of(model) if one.at(kind, layer, SIZE)
+    }
     assert placed == there
     assert control is p2p or len(there) <= 50
 
@@ -151,7 +188,9 @@ def test_sites_where_nobody_works_are_left_to_the_host(model, trajectory, texts,
 
 
 @pytest.mark.parametrize("correction", ["none", "direct", "negative_prompt"])
-def test_outside_the_mask_the_edit_is_the_source_bit_for_bit(model, trajectory, texts, correction) -> None:
+def test_outside_the_mask_the_edit_is_the_source_bit_for_bit(
+    model, trajectory, texts, correction
+) -> None:
     edited, back, _, mask = run(blend(p2p(model)), trajectory, texts, correction)
     inside = in_cells(mask)[0]
     assert inside.any() and not inside.all()
@@ -175,11 +214,18 @@ def test_the_blend_holds_after_every_step_from_its_first_on(model, trajectory, t
 
 
 @pytest.mark.parametrize("correction", ["none", "direct"])
-def test_masks_of_ones_and_zeros_are_no_blend_and_no_edit(model, trajectory, texts, correction) -> None:
+def test_masks_of_ones_and_zeros_are_no_blend_and_no_edit(
+    model, trajectory, texts, correction
+) -> None:
     """Oracle 18."""
     plain = run(p2p(model), trajectory, texts, correction)
     ones, zeros = (
-        run(add_controller(p2p(model), LocalBlend(mask=fill(1, 128, 192))), trajectory, texts, correction)
+        run(
+            add_controller(p2p(model), LocalBlend(mask=fill(1, 128, 192))),
+            trajectory,
+            texts,
+            correction,
+        )
         for fill in (torch.ones, torch.zeros)
     )
     assert torch.equal(ones[0], plain[0]) and torch.equal(ones[1], plain[1])
@@ -192,7 +238,9 @@ def test_the_mask_is_given_for_the_latent_it_made_and_no_other(model, trajectory
     edited, _, _, mask = run(blended, trajectory, texts)
     assert mask.shape == (1, 8 * SIZE[0], 8 * SIZE[1])
     assert ((mask > 0.0) & (mask < 1.0)).any(), "hard edges"
-    (control,) = (one for one in controllers_of(blended.model_options) if isinstance(one, LocalBlend))
+    (control,) = (
+        one for one in controllers_of(blended.model_options) if isinstance(one, LocalBlend)
+    )
     assert torch.equal(in_cells(mask)[0], control.results.get(edited[0]) > 0.5)
     assert torch.equal(check_blended(blended, edited), mask)
     with pytest.raises(PivotError, match="samples of another run"):
@@ -206,7 +254,9 @@ def test_the_mask_is_given_for_the_latent_it_made_and_no_other(model, trajectory
 
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
-def test_masactrl_changes_the_target_and_not_the_source(model, trajectory, texts, correction) -> None:
+def test_masactrl_changes_the_target_and_not_the_source(
+    model, trajectory, texts, correction
+) -> None:
     plain, controlled = (run(m, trajectory, texts, correction) for m in (model, masa(model)))
     close(controlled[1], plain[1], 0.0 if correction == "direct" else 1e-3)
     assert differ(controlled[0], plain[0])
@@ -219,7 +269,9 @@ def test_masactrl_leaves_the_source_row_alone_bit_for_bit(model, trajectory, tex
 
 
 @pytest.mark.parametrize("options", [{"start": 1.0}, {"end": 0.0}])
-def test_masactrl_outside_its_window_is_plain_sampling_bit_for_bit(model, trajectory, texts, options) -> None:
+def test_masactrl_outside_its_window_is_plain_sampling_bit_for_bit(
+    model, trajectory, texts, options
+) -> None:
     plain, closed = (run(m, trajectory, texts) for m in (model, masa(model, **options)))
     assert torch.equal(plain[0], closed[0]) and "2.00 UNet rows" in closed[2]
 
@@ -241,7 +293,12 @@ def test_masactrls_masks_and_union_each_do_something(model, trajectory, texts) -
     auto = AutoMask({("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales, 0.5)
     made = [
         run(masa(model, **options), trajectory, texts)[0]
-        for options in ({}, {"union": True}, {"source_mask": left, "target_mask": right}, {"auto": auto})
+        for options in (
+            {},
+            {"union": True},
+            {"source_mask": left, "target_mask": right},
+            {"auto": auto},
+        )
     ]
     assert all(torch.isfinite(one).all() for one in made)
     assert all(differ(a, b) for a, b in itertools.combinations(made, 2))
@@ -257,18 +314,31 @@ def test_masactrls_masks_and_union_each_do_something(model, trajectory, texts) -
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
 @pytest.mark.parametrize("control", [p2p, masa, blend])
-def test_leaving_rows_out_gives_the_same_edit(model, trajectory, texts, correction, control) -> None:
-    """To float tolerance (1e-3 of the range): the rows are the same, the batches they are computed in are not."""
+def test_leaving_rows_out_gives_the_same_edit(
+    model, trajectory, texts, correction, control
+) -> None:
+    """To float tolerance (1e-3 of the range): the rows are the same, the batches they are computed
+    in are not."""
     made = []
     for economy in (True, False):
-        guider = edit_guider(control(model), trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, correction)
+        guider = edit_guider(
+            control(model),
+            trajectory,
+            texts[SOURCE],
+            texts[TARGET],
+            texts[NEGATIVE],
+            CFG,
+            correction,
+        )
         guider.economy = economy
         made.append(run_edit(guider, trajectory, guider.correction))
     assert made[1].rows_per_step == 4.0 and made[0].rows_per_step <= 4.0
     close(made[0].edited, made[1].edited)
 
 
-def test_masactrl_pays_for_the_unconditioned_source_only_while_it_reads_it(model, trajectory, texts) -> None:
+def test_masactrl_pays_for_the_unconditioned_source_only_while_it_reads_it(
+    model, trajectory, texts
+) -> None:
     """4 rows in 3 of 5 steps, else 2; the trajectory holds the source."""
     report = run(masa(model, start=0.2, end=0.8), trajectory, texts)[2]
     assert f"{(3 * 4 + 2 * 2) / 5:.2f} UNet rows" in report
@@ -298,7 +368,9 @@ def test_two_pictures_and_two_targets(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
     both = join_rows(texts[TARGET], texts[OTHER], "")
     pivot = invert_latent(model, batch, texts[SOURCE], 3, "reference", Ddim(), False)[0]
-    single = invert_latent(model, {"samples": batch["samples"][1:]}, texts[SOURCE], 3, "reference", Ddim(), False)[0]
+    single = invert_latent(
+        model, {"samples": batch["samples"][1:]}, texts[SOURCE], 3, "reference", Ddim(), False
+    )[0]
     edited = run(p2p(model, 2), pivot, texts, target=both)[0]
     alone = run(p2p(model, 2), single, texts, target=both)[0]
     assert len(edited) == 4 and len(alone) == 2
@@ -330,7 +402,9 @@ def test_recording_changes_nothing(model, trajectory, texts, correction) -> None
         maps = recorder.results.get(sample)
         assert maps.shape[-1] == 77
         shares = maps.sum(-1)
-        torch.testing.assert_close(shares, torch.full_like(shares, float(shares[0, 0])), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            shares, torch.full_like(shares, float(shares[0, 0])), rtol=1e-4, atol=1e-4
+        )
     assert recorder.results.get(edited[0] + 1) is None
 
 
@@ -345,17 +419,24 @@ def test_nothing_of_a_run_is_left_in_the_model(model, trajectory, texts) -> None
 # generated pictures
 
 
-def ksampler(model: Any, positive: Any, negative: Any, batch: int, sampler: str = "euler", steps: int = 4) -> Any:
+def ksampler(
+    model: Any, positive: Any, negative: Any, batch: int, sampler: str = "euler", steps: int = 4
+) -> Any:
     import nodes
 
     latent = {"samples": torch.zeros(batch, 4, *SIZE)}
-    return nodes.common_ksampler(model, 3, steps, CFG, sampler, "normal", positive, negative, latent)[0]["samples"]
+    return nodes.common_ksampler(
+        model, 3, steps, CFG, sampler, "normal", positive, negative, latent
+    )[0]["samples"]
 
 
 def test_the_stock_sampler_edits_between_two_prompts(model, texts) -> None:
     rows = stack_rows(texts[SOURCE], texts[TARGET])
     alone = ksampler(model, texts[SOURCE], texts[NEGATIVE], 1)
-    made = {control: ksampler(control(model), rows, texts[NEGATIVE], 2) for control in (p2p, masa, blend)}
+    made = {
+        control: ksampler(control(model), rows, texts[NEGATIVE], 2)
+        for control in (p2p, masa, blend)
+    }
     for samples in made.values():
         close(samples[:1], alone)
         assert differ(samples[1:], samples[:1])
@@ -365,7 +446,8 @@ def test_the_stock_sampler_edits_between_two_prompts(model, texts) -> None:
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "uni_pc"])
 def test_the_same_prompt_twice_gives_the_same_picture_twice(model, texts, sampler) -> None:
-    """The targets start from the source's noise although the host makes other noise for every row."""
+    """The targets start from the source's noise although the host makes other noise for every
+    row."""
     rows = stack_rows(texts[SOURCE], texts[SOURCE])
     samples = ksampler(masa(p2p(model)), rows, texts[NEGATIVE], 2, sampler)
     close(samples[:1], samples[1:], 1e-5)
@@ -448,15 +530,20 @@ def test_what_cannot_be_blended_is_refused_by_name(model, texts) -> None:
 
 
 def test_an_edit_takes_no_noise_mask(model, trajectory, texts) -> None:
-    guider = edit_guider(model, trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct")
+    guider = edit_guider(
+        model, trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct"
+    )
     parts = InversionParts.of(model, trajectory, "direct")
     x = parts.latent["samples"]
     with pytest.raises(PivotError, match="Connect the mask to Local Blend"):
-        guider.sample(x, x, parts.sampler, parts.sigmas, denoise_mask=torch.ones(1, 1, *SIZE), seed=0)
+        guider.sample(
+            x, x, parts.sampler, parts.sigmas, denoise_mask=torch.ones(1, 1, *SIZE), seed=0
+        )
 
 
 def test_guiders_that_number_their_texts_otherwise_are_understood(model, texts) -> None:
-    """DualCFGGuider runs the negative as number 0; recorded and edited are the positive's rows all the same."""
+    """DualCFGGuider runs the negative as number 0; recorded and edited are the positive's rows all
+    the same."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
@@ -498,8 +585,12 @@ def test_areas_ranges_and_long_negatives_record_and_blend(model, kind, texts, tr
     """Crops are no picture, a text's repeats are one text, and chunks may come and go."""
     import node_helpers
 
-    area = node_helpers.conditioning_set_values(texts[OTHER], {"area": (8, 8, 0, 0), "strength": 1.0})
-    early = node_helpers.conditioning_set_values(texts[TARGET], {"start_percent": 0.0, "end_percent": 0.5})
+    area = node_helpers.conditioning_set_values(
+        texts[OTHER], {"area": (8, 8, 0, 0), "strength": 1.0}
+    )
+    early = node_helpers.conditioning_set_values(
+        texts[TARGET], {"start_percent": 0.0, "end_percent": 0.5}
+    )
     long = unets.conditioning(kind, NEGATIVE, tokens=154)
     for positive in ([*texts[SOURCE], *area, *early], [*area, *early, *texts[SOURCE]]):
         watched, recorder = recorded(model)
@@ -518,9 +609,13 @@ def recorder_size(model: Any) -> tuple[int, int]:
     return -(-SIZE[0] // scale), -(-SIZE[1] // scale)
 
 
-def test_automatic_masks_do_not_depend_on_how_calls_are_split(model, trajectory, texts, monkeypatch) -> None:
+def test_automatic_masks_do_not_depend_on_how_calls_are_split(
+    model, trajectory, texts, monkeypatch
+) -> None:
     """Oracle 9: apart, the host runs the unconditioned rows first."""
-    auto = AutoMask({("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales_of(model), 0.5)
+    auto = AutoMask(
+        {("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales_of(model), 0.5
+    )
     controlled = masa(model, auto=auto)
     together = run(controlled, trajectory, texts, "none")[0]
     assert differ(together, run(masa(model), trajectory, texts, "none")[0])
@@ -543,7 +638,9 @@ def test_what_another_attention_keeps_is_not_freed(model, trajectory, texts) -> 
 
 def test_rows_come_in_one_order_everywhere(model, trajectory, texts) -> None:
     """What SamplerCustomAdvanced gives as denoised_output has the rows of its output."""
-    guider = edit_guider(p2p(model), trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct")
+    guider = edit_guider(
+        p2p(model), trajectory, texts[SOURCE], texts[TARGET], texts[NEGATIVE], CFG, "direct"
+    )
     parts, last = InversionParts.of(model, trajectory, "direct"), {}
 
     def callback(step: int, denoised: torch.Tensor, x: torch.Tensor, steps: int) -> None:
@@ -562,7 +659,9 @@ def test_rows_come_in_one_order_everywhere(model, trajectory, texts) -> None:
 
 
 def test_an_inversion_takes_no_controlled_model(model, texts) -> None:
-    with pytest.raises(PivotError, match="from before the control nodes.* DDIM Inversion|DDIM Inversion.*before"):
+    with pytest.raises(
+        PivotError, match="from before the control nodes.* DDIM Inversion|DDIM Inversion.*before"
+    ):
         invert_latent(p2p(model), unets.latent(*SIZE), texts[SOURCE], 2, "reference", Ddim(), False)
     watched, recorder = recorded(model)
     invert_latent(watched, unets.latent(*SIZE), texts[SOURCE], 2, "reference", Ddim(), False)

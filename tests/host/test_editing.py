@@ -1,4 +1,5 @@
-"""The edit on real UNets: exactness, rows, composition with other packs, and a clean model afterwards."""
+"""The edit on real UNets: exactness, rows, composition with other packs, and a clean model
+afterwards."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.attention import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
-from pivot_edit.host import sampling
-from pivot_edit.host.editing import edit, edit_guider
-from pivot_edit.host.inversion import InversionParts, invert_latent
-from pivot_edit.host.patching import add_controller
+from pivot_edit.host.run import sampling
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.tasks.editing import edit, edit_guider
+from pivot_edit.host.tasks.inversion import InversionParts, invert_latent
 from pivot_edit.inversion import Ddim
 
 KINDS = tuple(unets.SHAPES)
@@ -33,7 +34,8 @@ class Passthrough(Controller):
 
 
 def pair(changed: int = 3, words: int = 6) -> PromptPair:
-    """Two prompts of six one-token words that differ in one; `changed` = -1 gives twice the same prompt."""
+    """Two prompts of six one-token words that differ in one; `changed` = -1 gives twice the same
+    prompt."""
 
     def prompt(other: int) -> Prompt:
         names = [f"w{i}" if i != other else "new" for i in range(words)]
@@ -61,29 +63,41 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
-    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))}
+    return {
+        name: unets.conditioning(kind, seed)
+        for seed, name in enumerate(("source", "target", "negative"))
+    }
 
 
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False)[0]
+        return invert_latent(
+            model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False
+        )[0]
 
 
-def run(model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0) -> Any:
+def run(
+    model: Any, trajectory: Any, texts: dict[str, Any], correction: str = "direct", cfg: float = 5.0
+) -> Any:
     edited, back, report, _ = edit(model, trajectory, **texts, cfg=cfg, correction=correction)
     return edited["samples"], back["samples"], report
 
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt"])
-def test_a_controller_that_changes_nothing_is_bit_equal_to_none(model, trajectory, texts, correction) -> None:
+def test_a_controller_that_changes_nothing_is_bit_equal_to_none(
+    model, trajectory, texts, correction
+) -> None:
     plain = run(model, trajectory, texts, correction)
     passed = run(add_controller(model, Passthrough()), trajectory, texts, correction)
     assert torch.equal(plain[0], passed[0]) and torch.equal(plain[1], passed[1])
 
 
-def test_running_the_source_row_for_a_controller_changes_only_rounding(model, trajectory, texts) -> None:
-    """Under direct inversion a controller adds the source row to the batch; kernels then round differently."""
+def test_running_the_source_row_for_a_controller_changes_only_rounding(
+    model, trajectory, texts
+) -> None:
+    """Under direct inversion a controller adds the source row to the batch; kernels then round
+    differently."""
     plain = run(model, trajectory, texts, "direct")
     passed = run(add_controller(model, Passthrough()), trajectory, texts, "direct")
     torch.testing.assert_close(plain[0], passed[0], rtol=1e-3, atol=1e-3)
@@ -107,13 +121,20 @@ def test_the_controller_changes_the_target_and_not_the_source(model, trajectory,
 def test_identical_prompts_give_the_source_row_bit_for_bit(model, trajectory, texts, mode) -> None:
     """Oracle 10, with every window open at every layer."""
     same = {**texts, "target": texts["source"]}
-    edited, back, _ = run(p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, "none")
+    edited, back, _ = run(
+        p2p(model, -1, mode, cross=(0, 1), self_=(0, 1), self_limit=1), trajectory, same, "none"
+    )
     assert torch.equal(edited, back)
 
 
-def test_identical_prompts_under_negative_prompt_give_the_source_row(model, trajectory, texts) -> None:
-    """To rounding only: the target's unconditional row is a call of its own, and kernels depend on batch size."""
-    edited, back, _ = run(p2p(model, -1), trajectory, {**texts, "target": texts["source"]}, "negative_prompt")
+def test_identical_prompts_under_negative_prompt_give_the_source_row(
+    model, trajectory, texts
+) -> None:
+    """To rounding only: the target's unconditional row is a call of its own, and kernels depend on
+    batch size."""
+    edited, back, _ = run(
+        p2p(model, -1), trajectory, {**texts, "target": texts["source"]}, "negative_prompt"
+    )
     torch.testing.assert_close(edited, back, rtol=1e-3, atol=1e-3 * float(back.abs().max()))
 
 
@@ -125,7 +146,8 @@ def test_direct_returns_the_encoders_latent_at_any_cfg(model, trajectory, texts)
 
 
 def test_the_target_of_direct_is_plain_guidance(model, trajectory, texts) -> None:
-    """Oracle 33: without attention control the correction of the source row leaves the target alone."""
+    """Oracle 33: without attention control the correction of the source row leaves the target
+    alone."""
     direct = run(model, trajectory, texts, "direct")[0]
     plain = run(model, trajectory, texts, "none")[0]
     torch.testing.assert_close(direct, plain, rtol=1e-3, atol=1e-3)
@@ -137,7 +159,9 @@ def test_negative_prompt_source_does_not_depend_on_cfg(model, trajectory, texts)
     assert torch.equal(backs[0], backs[1]) and torch.equal(backs[0], backs[2])
 
 
-def test_negative_prompt_guides_the_target_away_from_the_source_prompt(model, trajectory, texts) -> None:
+def test_negative_prompt_guides_the_target_away_from_the_source_prompt(
+    model, trajectory, texts
+) -> None:
     npi, plain = (run(model, trajectory, texts, name)[0] for name in ("negative_prompt", "none"))
     by_hand = run(model, trajectory, {**texts, "negative": texts["source"]}, "none")[0]
     tolerance = 1e-3 * float(npi.abs().max())
@@ -145,7 +169,9 @@ def test_negative_prompt_guides_the_target_away_from_the_source_prompt(model, tr
     assert (npi - plain).abs().max() > 10 * tolerance
 
 
-def test_negative_prompt_with_the_empty_text_as_source_is_plain_guidance(model, kind, texts) -> None:
+def test_negative_prompt_with_the_empty_text_as_source_is_plain_guidance(
+    model, kind, texts
+) -> None:
     """Oracle 22: NPI with C_src replaced by C_0 is plain CFG on the target."""
     same = {**texts, "source": texts["negative"]}
     pivot = invert_latent(model, unets.latent(), same["source"], 3, "reference", Ddim(), False)[0]
@@ -153,7 +179,9 @@ def test_negative_prompt_with_the_empty_text_as_source_is_plain_guidance(model, 
     torch.testing.assert_close(npi, plain, rtol=1e-3, atol=1e-3)
 
 
-def test_cond_and_uncond_in_separate_calls_give_the_same(model, trajectory, texts, monkeypatch) -> None:
+def test_cond_and_uncond_in_separate_calls_give_the_same(
+    model, trajectory, texts, monkeypatch
+) -> None:
     patched = p2p(model)
     together = run(patched, trajectory, texts, "none")[0]
     calls = []
@@ -188,7 +216,9 @@ def test_another_packs_patch_in_the_same_slot_still_runs(model, trajectory, text
 
     both = p2p(add_theirs(model)) if first == "theirs" else add_theirs(p2p(model))
     together = run(both, trajectory, texts)[0]
-    assert seen and not torch.allclose(together, run(add_theirs(model), trajectory, texts)[0], atol=1e-4)
+    assert seen and not torch.allclose(
+        together, run(add_theirs(model), trajectory, texts)[0], atol=1e-4
+    )
     assert not torch.allclose(together, run(p2p(model), trajectory, texts)[0], atol=1e-4)
 
 
@@ -202,14 +232,19 @@ def test_pag_runs_beside_the_controller(model, trajectory, texts) -> None:
 
 
 def test_rows_are_only_run_where_somebody_reads_them(model, trajectory, texts) -> None:
-    reports = {name: run(p2p(model), trajectory, texts, name)[2] for name in ("none", "negative_prompt", "direct")}
+    reports = {
+        name: run(p2p(model), trajectory, texts, name)[2]
+        for name in ("none", "negative_prompt", "direct")
+    }
     assert "4.00 UNet rows" in reports["none"] and "3.00 UNet rows" in reports["negative_prompt"]
     window = min(int(0.8 * (trajectory.steps + 1)), trajectory.steps)
     assert f"{2 + window / trajectory.steps:.2f} UNet rows" in reports["direct"]
 
 
 @pytest.mark.parametrize("fail", ["exception", "interrupt"])
-def test_after_a_failure_the_model_samples_as_before(model, trajectory, texts, fail, monkeypatch) -> None:
+def test_after_a_failure_the_model_samples_as_before(
+    model, trajectory, texts, fail, monkeypatch
+) -> None:
     import comfy.model_management as management
 
     patched = p2p(model)
@@ -249,15 +284,22 @@ def test_a_b_a_gives_a(model, trajectory, texts) -> None:
 
 
 def test_inversion_is_deterministic_and_keeps_the_encoders_latent(model, texts, trajectory) -> None:
-    again = invert_latent(model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False)[0]
+    again = invert_latent(
+        model, unets.latent(16, 24), texts["source"], 4, "reference", Ddim(), False
+    )[0]
     assert torch.equal(again.latents, trajectory.latents)
-    assert torch.equal(again.latents[0], model.model.process_latent_in(unets.latent(16, 24)["samples"]))
+    assert torch.equal(
+        again.latents[0], model.model.process_latent_in(unets.latent(16, 24)["samples"])
+    )
 
 
 def test_a_batch_is_the_same_as_single_pictures(model, texts) -> None:
     batch = unets.latent(8, 8, batch=2)
     single = {"samples": batch["samples"][1:]}
-    both, one = (invert_latent(model, x, texts["source"], 2, "reference", Ddim(), False)[0] for x in (batch, single))
+    both, one = (
+        invert_latent(model, x, texts["source"], 2, "reference", Ddim(), False)[0]
+        for x in (batch, single)
+    )
     torch.testing.assert_close(both.latents[:, 1:], one.latents, rtol=1e-4, atol=1e-4)
     edits = [run(p2p(model), pivot, texts, cfg=1.5)[0] for pivot in (both, one)]
     assert len(edits[0]) == 2
@@ -270,13 +312,17 @@ def test_prompts_of_unequal_length_run_in_one_batch(model, kind, trajectory, tex
 
 
 def test_the_parts_give_what_the_edit_sampler_gives(model, trajectory, texts) -> None:
-    """SamplerCustomAdvanced with our sampler, and with the stock euler sampler, against the Edit Sampler."""
+    """SamplerCustomAdvanced with our sampler, and with the stock euler sampler, against the Edit
+    Sampler."""
     import comfy.samplers
 
     patched = p2p(model)
     expected, back, _ = run(patched, trajectory, texts)
     parts = InversionParts.of(patched, trajectory, "direct")
-    for sampler, tolerance in ((parts.sampler, 0.0), (comfy.samplers.sampler_object("euler"), 2e-3)):
+    for sampler, tolerance in (
+        (parts.sampler, 0.0),
+        (comfy.samplers.sampler_object("euler"), 2e-3),
+    ):
         guider = edit_guider(patched, trajectory, **texts, cfg=5.0, correction="direct")
         noise = parts.noise.generate_noise(parts.latent)
         rows = guider.sample(noise, parts.latent["samples"], sampler, parts.sigmas, seed=0)
@@ -292,4 +338,6 @@ def test_a_plain_sampler_is_told_what_the_model_needs(model, texts) -> None:
     guider.set_conds(texts["target"], texts["negative"])
     x = unets.latent()["samples"]
     with pytest.raises(PivotError, match="Edit Sampler"):
-        guider.sample(x, x, comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 1.0, 0.0]), seed=0)
+        guider.sample(
+            x, x, comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 1.0, 0.0]), seed=0
+        )

@@ -1,5 +1,5 @@
-"""Guidance rules, negative prompts and inversions of other kinds on real UNets: what every row reads, and where it ends
-up."""
+"""Guidance rules, negative prompts and inversions of other kinds on real UNets: what every row
+reads, and where it ends up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import unets
-from bench.pack import part
 from pivot_edit.attention import LocalBlend, MasaCtrl, PromptToPrompt
 from pivot_edit.attention.masactrl import decoder_layers
 from pivot_edit.core.errors import PivotError
@@ -18,18 +17,19 @@ from pivot_edit.core.guidance import Guidance
 from pivot_edit.core.schedule import slerp
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.guidance import ClassifierFree, Proximal
-from pivot_edit.host import sampling
-from pivot_edit.host.conditioning import join_rows
-from pivot_edit.host.editing import edit, edit_guider
-from pivot_edit.host.guidance import PRESETS
-from pivot_edit.host.inversion import InversionParts, invert_latent, with_correction
-from pivot_edit.host.layers import layers_of
-from pivot_edit.host.patching import add_controller
-from pivot_edit.host.sampling import run_edit
+from pivot_edit.host.model.layers import layers_of
+from pivot_edit.host.run import sampling
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.sampling import run_edit
+from pivot_edit.host.tasks.editing import edit, edit_guider
+from pivot_edit.host.tasks.guidance import PRESETS
+from pivot_edit.host.tasks.inversion import InversionParts, invert_latent, with_correction
+from pivot_edit.host.text.conditioning import join_rows
 from pivot_edit.inversion import Ddim, Direct, FixedPoint, NegativePrompt, NullText
 from pivot_edit.inversion.ddim import Uncorrected
 from test_controls import close, differ
 from test_editing import Passthrough, pair
+from tools.pack import part
 
 SIZE, STEPS, CFG = (8, 16), 4, 5.0
 ENDLESS = Proximal(threshold=1e6)
@@ -55,7 +55,10 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
-    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative", "other"))}
+    return {
+        name: unets.conditioning(kind, seed)
+        for seed, name in enumerate(("source", "target", "negative", "other"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,12 @@ def inverted(model: Any, texts: dict[str, Any], batch: int = 1, **options: Any) 
     chosen = {"steps": STEPS, "inverter": Ddim(), **options}
     with torch.inference_mode():
         return invert_latent(
-            model, unets.latent(*SIZE, batch=batch), texts["source"], end="reference", check=False, **chosen
+            model,
+            unets.latent(*SIZE, batch=batch),
+            texts["source"],
+            end="reference",
+            check=False,
+            **chosen,
         )[0]
 
 
@@ -82,7 +90,9 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(edited, reconstructed)."""
     chosen = {name: {**texts, **replaced}[name] for name in ("source", "target", "negative")}
-    edited, back, _, _ = edit(model, trajectory, **chosen, cfg=cfg, correction=correction, guidance=rule)
+    edited, back, _, _ = edit(
+        model, trajectory, **chosen, cfg=cfg, correction=correction, guidance=rule
+    )
     return edited["samples"], back["samples"]
 
 
@@ -121,9 +131,15 @@ class Watch(Passthrough):
 
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
-def test_the_plain_rule_and_a_quantile_of_zero_are_no_rule_bit_for_bit(model, trajectory, texts, correction) -> None:
+def test_the_plain_rule_and_a_quantile_of_zero_are_no_rule_bit_for_bit(
+    model, trajectory, texts, correction
+) -> None:
     plain = run(model, trajectory, texts, None, correction)
-    for rule in (ClassifierFree(), Proximal("soft", 0.0), Proximal("hard", 0.0, population="legacy")):
+    for rule in (
+        ClassifierFree(),
+        Proximal("soft", 0.0),
+        Proximal("hard", 0.0, population="legacy"),
+    ):
         made = run(model, trajectory, texts, rule, correction)
         assert torch.equal(made[0], plain[0]) and torch.equal(made[1], plain[1])
 
@@ -136,8 +152,11 @@ def test_outside_its_window_a_rule_is_none_bit_for_bit(model, trajectory, texts)
 # against the host's own guidance
 
 
-def by_the_host(model: Any, trajectory: Trajectory, positive: Any, negative: Any, rows: int) -> torch.Tensor:
-    """The trajectory's noise back to pictures under a stock guider, which knows nothing of sources and targets."""
+def by_the_host(
+    model: Any, trajectory: Trajectory, positive: Any, negative: Any, rows: int
+) -> torch.Tensor:
+    """The trajectory's noise back to pictures under a stock guider, which knows nothing of sources
+    and targets."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
@@ -149,15 +168,21 @@ def by_the_host(model: Any, trajectory: Trajectory, positive: Any, negative: Any
 
 
 @ALSO_V
-def test_without_a_rule_the_edit_guider_is_the_hosts_own_guidance_bit_for_bit(model, trajectory, texts) -> None:
+def test_without_a_rule_the_edit_guider_is_the_hosts_own_guidance_bit_for_bit(
+    model, trajectory, texts
+) -> None:
     both = join_rows(texts["source"], texts["target"], "test")
     edited, back = run(model, trajectory, texts)
-    assert torch.equal(torch.cat([back, edited]), by_the_host(model, trajectory, both, texts["negative"], 2))
+    assert torch.equal(
+        torch.cat([back, edited]), by_the_host(model, trajectory, both, texts["negative"], 2)
+    )
 
 
 @ALSO_V
 @pytest.mark.parametrize("operator", ["soft", "hard"])
-def test_a_rule_is_the_same_rule_written_for_the_hosts_own_guider(model, trajectory, texts, operator) -> None:
+def test_a_rule_is_the_same_rule_written_for_the_hosts_own_guider(
+    model, trajectory, texts, operator
+) -> None:
     """A fixed threshold in units of eps, for the target alone."""
     threshold = 0.3
 
@@ -179,7 +204,9 @@ def test_a_rule_is_the_same_rule_written_for_the_hosts_own_guider(model, traject
 
 @ALSO_V
 @pytest.mark.parametrize("rule", [ENDLESS, Proximal("hard", 1.0)])
-def test_above_every_difference_the_target_of_npi_is_the_reconstruction(model, trajectory, texts, rule) -> None:
+def test_above_every_difference_the_target_of_npi_is_the_reconstruction(
+    model, trajectory, texts, rule
+) -> None:
     """Oracle 26: eps_u alone, which under NPI is the source's."""
     edited, back = run(model, trajectory, texts, rule, "negative_prompt")
     close(edited, back)
@@ -212,7 +239,13 @@ def test_where_nothing_is_edited_the_target_is_on_the_trajectory_after_every_gui
 
 def test_a_smaller_rate_pulls_less(model, trajectory, texts) -> None:
     pulled = [
-        run(model, trajectory, texts, Proximal("soft", 0.9, **{**ALWAYS, "inversion_rate": rate}), "negative_prompt")[0]
+        run(
+            model,
+            trajectory,
+            texts,
+            Proximal("soft", 0.9, **{**ALWAYS, "inversion_rate": rate}),
+            "negative_prompt",
+        )[0]
         for rate in (0.0, 0.3, 1.0)
     ]
     picture = on_host(model, trajectory.latents[0])
@@ -223,7 +256,12 @@ def test_a_smaller_rate_pulls_less(model, trajectory, texts) -> None:
 def test_reconstruction_guidance_pulls_to_the_picture(model, trajectory, texts) -> None:
     picture = on_host(model, trajectory.latents[0])
     free, pulled = (
-        run(model, trajectory, texts, Proximal("soft", 0.9, reconstruction_rate=rate, guide_window=(0.0, 1.0)))[0]
+        run(
+            model,
+            trajectory,
+            texts,
+            Proximal("soft", 0.9, reconstruction_rate=rate, guide_window=(0.0, 1.0)),
+        )[0]
         for rate in (0.0, 0.5)
     )
     assert (pulled - picture).norm() < 0.8 * (free - picture).norm()
@@ -233,7 +271,9 @@ def test_reconstruction_guidance_pulls_to_the_picture(model, trajectory, texts) 
 
 
 @pytest.mark.parametrize("population", ["target", "legacy"])
-def test_direct_keeps_the_source_exact_under_every_rule(model, trajectory, texts, population) -> None:
+def test_direct_keeps_the_source_exact_under_every_rule(
+    model, trajectory, texts, population
+) -> None:
     rates = {"inversion_rate": 0.5, "reconstruction_rate": 0.5, "guide_window": (0.0, 1.0)}
     rule = Proximal("soft", 0.6, population=population, **rates)
     for controlled in (p2p(model), masa(model)):
@@ -241,7 +281,9 @@ def test_direct_keeps_the_source_exact_under_every_rule(model, trajectory, texts
         assert torch.equal(back, on_host(model, trajectory.latents[0]))
 
 
-@pytest.mark.parametrize(("rule", "drifts"), [(None, True), (ClassifierFree(1.0), False), (ClassifierFree(3.0), True)])
+@pytest.mark.parametrize(
+    ("rule", "drifts"), [(None, True), (ClassifierFree(1.0), False), (ClassifierFree(3.0), True)]
+)
 def test_the_report_remarks_the_cfg_of_the_source(model, trajectory, texts, rule, drifts) -> None:
     named = {name: texts[name] for name in ("source", "target", "negative")}
     report = edit(model, trajectory, **named, cfg=CFG, correction="none", guidance=rule)[2]
@@ -249,7 +291,9 @@ def test_the_report_remarks_the_cfg_of_the_source(model, trajectory, texts, rule
 
 
 @pytest.mark.parametrize("rule", [ClassifierFree(1.0), Proximal("soft", 0.6, source_cfg=1.0)])
-def test_a_source_cfg_of_one_reconstructs_as_without_guidance(model, trajectory, texts, rule) -> None:
+def test_a_source_cfg_of_one_reconstructs_as_without_guidance(
+    model, trajectory, texts, rule
+) -> None:
     back = run(model, trajectory, texts, rule)[1]
     close(back, run(model, trajectory, texts, cfg=1.0)[1])
     assert differ(back, run(model, trajectory, texts)[1])
@@ -269,10 +313,17 @@ def test_a_guidance_of_one_on_every_row_is_none_bit_for_bit(model, trajectory, t
 
 @pytest.mark.parametrize("correction", ["direct", "negative_prompt"])
 def test_leaving_rows_out_changes_nothing(model, trajectory, texts, correction) -> None:
-    """A legacy quantile counts source rows: whether they were run for MasaCtrl or not, guidance cancels on them."""
+    """A legacy quantile counts source rows: whether they were run for MasaCtrl or not, guidance
+    cancels on them."""
     edits = []
     for economy in (True, False):
-        guider = guider_of(masa(model), trajectory, texts, correction=correction, guidance=PRESETS["proxnpi_pie_bench"])
+        guider = guider_of(
+            masa(model),
+            trajectory,
+            texts,
+            correction=correction,
+            guidance=PRESETS["proxnpi_pie_bench"],
+        )
         guider.economy = economy
         edits.append(run_edit(guider, trajectory, guider.correction).edited)
     close(*edits)
@@ -283,11 +334,19 @@ def test_leaving_rows_out_changes_nothing(model, trajectory, texts, correction) 
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
 def test_the_guider_gives_what_the_edit_sampler_gives(model, trajectory, texts, correction) -> None:
-    """With our sampler bit for bit; stock euler has the changes after a step folded into what is denoised."""
+    """With our sampler bit for bit; stock euler has the changes after a step folded into what is
+    denoised."""
     import comfy.samplers
 
     patched = p2p(model)
-    rule = Proximal("soft", 0.6, inversion_rate=0.7, reconstruction_rate=0.5, guide_window=(0.25, 1.0), dilation=0)
+    rule = Proximal(
+        "soft",
+        0.6,
+        inversion_rate=0.7,
+        reconstruction_rate=0.5,
+        guide_window=(0.25, 1.0),
+        dilation=0,
+    )
     expected = torch.cat(run(patched, trajectory, texts, rule, correction)[::-1])
     parts = InversionParts.of(patched, trajectory, correction)
     for sampler, share in ((parts.sampler, 0.0), (comfy.samplers.sampler_object("euler"), 2e-3)):
@@ -295,27 +354,51 @@ def test_the_guider_gives_what_the_edit_sampler_gives(model, trajectory, texts, 
         noise = parts.noise.generate_noise(parts.latent)
         rows = guider.sample(noise, parts.latent["samples"], sampler, parts.sigmas, seed=0)
         scale = (1.0 + float(trajectory.sigmas[0]) ** 2) ** 0.5 if share else 1.0
-        torch.testing.assert_close(rows, expected * scale, rtol=0, atol=share * float(expected.abs().max()))
+        torch.testing.assert_close(
+            rows, expected * scale, rtol=0, atol=share * float(expected.abs().max())
+        )
 
 
 def defaults(node: Any) -> dict[str, Any]:
     """A node's widgets as they come."""
-    return {entry.id: entry.default for entry in node.define_schema().inputs if hasattr(entry, "default")}
+    return {
+        entry.id: entry.default
+        for entry in node.define_schema().inputs
+        if hasattr(entry, "default")
+    }
 
 
 def test_the_nodes_make_the_rules_that_they_name(model, trajectory, texts) -> None:
     nodes = part("nodes.guidance")
     rule_node, guider_node = nodes.PivotProximalGuidance, nodes.PivotProximalGuider
     own = defaults(rule_node)
-    assert {name: rule_node.execute(**{**own, "preset": name}).args[0] for name in PRESETS} == PRESETS
+    assert {
+        name: rule_node.execute(**{**own, "preset": name}).args[0] for name in PRESETS
+    } == PRESETS
     assert isinstance(rule_node.execute(**own).args[0], Proximal)
     plain = rule_node.execute(**{**own, "operator": "cfg", "source_cfg": 1.5}).args[0]
     assert plain == ClassifierFree(1.5)
-    values = {"operator": "hard", "quantile": 0.3, "threshold": 0.2, "population": "legacy", "start": 0.1, "end": 0.9}
-    values |= {"inversion_rate": 0.2, "reconstruction_rate": 0.4, "guide_start": 0.5, "guide_end": 0.7, "dilation": 3}
+    values = {
+        "operator": "hard",
+        "quantile": 0.3,
+        "threshold": 0.2,
+        "population": "legacy",
+        "start": 0.1,
+        "end": 0.9,
+    }
+    values |= {
+        "inversion_rate": 0.2,
+        "reconstruction_rate": 0.4,
+        "guide_start": 0.5,
+        "guide_end": 0.7,
+        "dilation": 3,
+    }
     made = rule_node.execute(**{**own, **values, "source_cfg": 0.0}).args[0]
     assert made == Proximal("hard", 0.3, 0.2, "legacy", (0.1, 0.9), 0.2, 0.4, (0.5, 0.7), 3, None)
-    edits = {**{name: texts[name] for name in ("source", "target", "negative")}, "inversion": trajectory}
+    edits = {
+        **{name: texts[name] for name in ("source", "target", "negative")},
+        "inversion": trajectory,
+    }
     edits |= {"model": model, "cfg": CFG, "correction": "none"}
     guider = guider_node.execute(**edits, **{**own, **values}).args[0]
     assert guider.guidance == made and guider.correction.name == "none" and guider.cfg == CFG
@@ -324,14 +407,19 @@ def test_the_nodes_make_the_rules_that_they_name(model, trajectory, texts) -> No
 # what rows read
 
 
-def reading(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], torch.Tensor, Any]]:
-    """Fills, while a run goes on: the chunks of every UNet call, the text of its rows, and its vectors."""
+def reading(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[list[int], torch.Tensor, Any]]:
+    """Fills, while a run goes on: the chunks of every UNet call, the text of its rows, and its
+    vectors."""
     calls: list[tuple[list[int], torch.Tensor, Any]] = []
     original = model.model.apply_model
 
     def apply_model(x: Any, t: Any, **conds: Any) -> Any:
         options = conds["transformer_options"]
-        calls.append((list(options["cond_or_uncond"]), conds["c_crossattn"].clone(), conds.get("y")))
+        calls.append(
+            (list(options["cond_or_uncond"]), conds["c_crossattn"].clone(), conds.get("y"))
+        )
         return original(x, t, **conds)
 
     monkeypatch.setattr(model.model, "apply_model", apply_model)
@@ -339,7 +427,8 @@ def reading(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int]
 
 
 def unconditional(calls: Any, rows: int) -> list[tuple[torch.Tensor, Any]]:
-    """Text [rows, T, D] and vectors [rows, V] of the unconditional chunk of every call that has one."""
+    """Text [rows, T, D] and vectors [rows, V] of the unconditional chunk of every call that has
+    one."""
     found = []
     for chunks, text, vectors in calls:
         if 1 in chunks:
@@ -350,7 +439,11 @@ def unconditional(calls: Any, rows: int) -> list[tuple[torch.Tensor, Any]]:
 
 def mixed(texts: dict[str, Any], mix: float) -> Any:
     (source, extra), (negative, other) = texts["source"][0], texts["negative"][0]
-    pooled = {"pooled_output": slerp(mix, extra["pooled_output"], other["pooled_output"])} if extra else {}
+    pooled = (
+        {"pooled_output": slerp(mix, extra["pooled_output"], other["pooled_output"])}
+        if extra
+        else {}
+    )
     return [[slerp(mix, source, negative), pooled]]
 
 
@@ -370,8 +463,12 @@ NPI: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @ALSO_POOLED
-@pytest.mark.parametrize(("name", "split"), [*((name, False) for name in NPI), ("kept, mixed", True), ("mixed", True)])
-def test_every_unconditional_row_reads_its_text_and_pooled_vector(model, texts, name, split, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "split"), [*((name, False) for name in NPI), ("kept, mixed", True), ("mixed", True)]
+)
+def test_every_unconditional_row_reads_its_text_and_pooled_vector(
+    model, texts, name, split, monkeypatch
+) -> None:
     """Two pictures and two targets, in one call and in calls apart (oracle 9)."""
     options, mixes = NPI[name]
     pivot = with_correction(inverted(model, texts, batch=2), NegativePrompt(**options))
@@ -398,13 +495,18 @@ def _check_conditional(text: torch.Tensor, vectors: Any, first: int, texts: dict
     for row, name in enumerate(name for name in ("source", "target", "other") for _ in range(2)):
         own, extra = texts[name][0]
         assert torch.equal(text[first + row], own[0])
-        assert vectors is None or torch.equal(vectors[first + row, :1280], extra["pooled_output"][0])
+        assert vectors is None or torch.equal(
+            vectors[first + row, :1280], extra["pooled_output"][0]
+        )
 
 
 @ALSO_POOLED
 @pytest.mark.parametrize("name", NPI)
-def test_with_rows_left_out_each_still_reads_its_own(model, trajectory, texts, name, monkeypatch) -> None:
-    """Where the source needs no unconditional row there is none; the target's reads what it should."""
+def test_with_rows_left_out_each_still_reads_its_own(
+    model, trajectory, texts, name, monkeypatch
+) -> None:
+    """Where the source needs no unconditional row there is none; the target's reads what it
+    should."""
     options, mixes = NPI[name]
     calls = reading(model, monkeypatch)
     run(model, with_correction(trajectory, NegativePrompt(**options)), texts, correction="auto")
@@ -418,9 +520,13 @@ def test_with_rows_left_out_each_still_reads_its_own(model, trajectory, texts, n
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(model, texts, single, monkeypatch) -> None:
+def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(
+    model, texts, single, monkeypatch
+) -> None:
     pivot = inverted(model, texts, batch=2)
-    nulls = torch.randn(STEPS, 2, *texts["negative"][0][0].shape[1:], generator=torch.Generator().manual_seed(3))
+    nulls = torch.randn(
+        STEPS, 2, *texts["negative"][0][0].shape[1:], generator=torch.Generator().manual_seed(3)
+    )
     pivot = with_correction(dataclasses.replace(pivot, nulls=nulls), NullText(single_branch=single))
     calls = reading(model, monkeypatch)
     run(model, pivot, texts, correction="auto")
@@ -437,25 +543,36 @@ def test_the_ends_of_interpolation_are_the_two_methods(model, trajectory, texts)
     ends = [with_correction(trajectory, NegativePrompt(interpolation=mix)) for mix in (0.0, 1.0)]
     for end, name in zip(ends, ("negative_prompt", "none"), strict=True):
         by_name = run(model, trajectory, texts, correction=name)
-        assert all(torch.equal(a, b) for a, b in zip(run(model, end, texts, correction="auto"), by_name, strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(run(model, end, texts, correction="auto"), by_name, strict=True)
+        )
 
 
 @pytest.mark.parametrize("interpolation", [0.4, 1.0])
-def test_keep_source_keeps_the_source_and_frees_the_target(model, trajectory, texts, interpolation) -> None:
+def test_keep_source_keeps_the_source_and_frees_the_target(
+    model, trajectory, texts, interpolation
+) -> None:
     """The source row is NPI's own, and the target's guidance that from the text in between."""
-    kept = with_correction(trajectory, NegativePrompt(interpolation=interpolation, keep_source=True))
+    kept = with_correction(
+        trajectory, NegativePrompt(interpolation=interpolation, keep_source=True)
+    )
     edited, back = run(model, kept, texts, correction="auto")
     close(back, run(model, trajectory, texts, correction="negative_prompt")[1])
     close(edited, run(model, trajectory, texts, negative=mixed(texts, interpolation))[0])
 
 
 @ALSO_POOLED
-def test_texts_of_other_lengths_and_settings_are_stacked_or_refused(model, kind, trajectory, texts) -> None:
+def test_texts_of_other_lengths_and_settings_are_stacked_or_refused(
+    model, kind, trajectory, texts
+) -> None:
     kept = with_correction(trajectory, NegativePrompt(interpolation=1.0, keep_source=True))
     long = unets.conditioning(kind, 7, tokens=154)
     assert torch.isfinite(run(masa(model), kept, texts, correction="auto", negative=long)[0]).all()
     area = [[texts["negative"][0][0], {**texts["negative"][0][1], "strength": 0.5}]]
-    with pytest.raises(PivotError, match="the same strength .* the source and the negative prompt as its uncond"):
+    with pytest.raises(
+        PivotError, match="the same strength .* the source and the negative prompt as its uncond"
+    ):
         run(model, kept, texts, correction="auto", negative=area)
 
 
@@ -470,16 +587,25 @@ def blended(model: Any) -> Any:
 
 @pytest.mark.parametrize("correction", ["none", "negative_prompt", "direct"])
 def test_a_rule_composes_with_every_control(model, trajectory, texts, correction) -> None:
-    """The blend has the last word outside of its mask, and each control and the rule change what is inside."""
+    """The blend has the last word outside of its mask, and each control and the rule change what is
+    inside."""
     everything = masa(blended(p2p(model)))
     edited, back = run(everything, trajectory, texts, PROXNPI, correction)
-    assert torch.equal(edited[..., :4], back[..., :4]) and torch.equal(edited[..., 12:], back[..., 12:])
+    assert torch.equal(edited[..., :4], back[..., :4]) and torch.equal(
+        edited[..., 12:], back[..., 12:]
+    )
     inside = edited[..., 4:12]
-    for other, rule in ((everything, None), (blended(p2p(model)), PROXNPI), (masa(blended(model)), PROXNPI)):
+    for other, rule in (
+        (everything, None),
+        (blended(p2p(model)), PROXNPI),
+        (masa(blended(model)), PROXNPI),
+    ):
         assert differ(inside, run(other, trajectory, texts, rule, correction)[0][..., 4:12])
 
 
-def test_under_npi_the_same_prompt_gives_the_source_whatever_the_rule(model, trajectory, texts) -> None:
+def test_under_npi_the_same_prompt_gives_the_source_whatever_the_rule(
+    model, trajectory, texts
+) -> None:
     """Oracle 21: there is no difference to guide."""
     same = {"target": texts["source"]}
     for rule in (Proximal("soft", 0.5), Proximal("hard", 0.5)):
@@ -495,7 +621,9 @@ def test_two_pictures_in_a_batch_are_edited_as_alone(model, texts, population) -
     rule = Proximal("soft", 0.6, population=population)
     both = inverted(model, texts, batch=2)
     one = dataclasses.replace(both, latents=both.latents[:, 1:])
-    together, alone = (run(p2p(model), pivot, texts, rule, "negative_prompt")[0] for pivot in (both, one))
+    together, alone = (
+        run(p2p(model), pivot, texts, rule, "negative_prompt")[0] for pivot in (both, one)
+    )
     close(together[1:], alone, 5e-3)
 
 
@@ -519,14 +647,19 @@ def test_adding_the_difference_is_setting_the_row(model, trajectory, texts) -> N
     close(edited, run(model, trajectory, texts)[0])
 
 
-def test_directs_ablations_leave_the_source_between_trajectory_and_drift(model, trajectory, texts) -> None:
+def test_directs_ablations_leave_the_source_between_trajectory_and_drift(
+    model, trajectory, texts
+) -> None:
     watches = []
     for options in ({"scale": 0.0}, {"scale": 0.5}, {"every": 2}, {"legacy": True}):
         watches.append(Watch())
         ablated = with_correction(trajectory, Direct(**options))
         run(add_controller(model, watches[-1]), ablated, texts, correction="auto")
     pivots = [trajectory.latents[STEPS - 1 - step] for step in range(STEPS)]
-    off = [[float((x[:1] - pivot).norm()) for x, pivot in zip(one.seen, pivots, strict=True)] for one in watches]
+    off = [
+        [float((x[:1] - pivot).norm()) for x, pivot in zip(one.seen, pivots, strict=True)]
+        for one in watches
+    ]
     drift, half, second, exact = off
     assert max(exact) < 1e-4 * min(drift)
     assert half[0] == pytest.approx(drift[0] / 2, rel=1e-3) and min(half) > 1e-2 * min(drift)
@@ -547,7 +680,9 @@ def test_fixed_point_comes_back_at_its_own_cfg_and_says_how_exactly(texts) -> No
 
     def inversion(inverter: Any) -> tuple[Trajectory, float, str]:
         latent = unets.latent(*SIZE)
-        return invert_latent(model, latent, texts["source"], 6, "reference", inverter, True, texts["negative"], 2.0)
+        return invert_latent(
+            model, latent, texts["source"], 6, "reference", inverter, True, texts["negative"], 2.0
+        )
 
     pivot, psnr, report = inversion(FixedPoint(6, 1e-7))
     assert psnr > 25.0 + inversion(Ddim())[1]
@@ -565,7 +700,9 @@ def test_a_zero_snr_model_inverts_below_its_last_level_and_is_refused_at_it() ->
     pivot, psnr, _ = invert_latent(model, latent, source, 50, "reference", Ddim(), True)
     assert torch.isfinite(pivot.latents).all() and psnr > 15.0
     for steps in (500, 999):
-        with pytest.raises(PivotError, match="the zero-SNR end of this model in DDIM Inversion. Use fewer steps"):
+        with pytest.raises(
+            PivotError, match="the zero-SNR end of this model in DDIM Inversion. Use fewer steps"
+        ):
             invert_latent(model, latent, source, steps, "reference", Ddim(), False)
 
 
@@ -575,7 +712,8 @@ def test_a_zero_snr_model_inverts_below_its_last_level_and_is_refused_at_it() ->
 def test_nothing_of_a_rule_is_left_for_the_next_run(model, trajectory, texts, monkeypatch) -> None:
     """A, B, A; then A after a run that broke off."""
     guider, other = (
-        guider_of(model, trajectory, texts, correction="negative_prompt", guidance=r) for r in (PROXNPI, None)
+        guider_of(model, trajectory, texts, correction="negative_prompt", guidance=r)
+        for r in (PROXNPI, None)
     )
     first = run_edit(guider, trajectory, guider.correction).edited
     between = run_edit(other, trajectory, other.correction).edited
@@ -589,14 +727,24 @@ def test_nothing_of_a_rule_is_left_for_the_next_run(model, trajectory, texts, mo
     assert torch.equal(run_edit(guider, trajectory, guider.correction).edited, first)
 
 
-SIZES = {"width": 1152, "height": 768, "crop_w": 8, "crop_h": 16, "target_width": 640, "target_height": 512}
+SIZES = {
+    "width": 1152,
+    "height": 768,
+    "crop_w": 8,
+    "crop_h": 16,
+    "target_width": 640,
+    "target_height": 512,
+}
 
 
 @pytest.mark.parametrize("kind", ["SDXL"], indirect=True)
 @pytest.mark.parametrize("name", ["source", "kept, mixed"])
 def test_size_conditioning_reaches_every_row(model, texts, name, monkeypatch) -> None:
-    """All of the vector that SDXL is given, pooled text and sizes, of source, target and unconditional rows."""
-    sized = {key: [[text, {**extra, **SIZES}] for text, extra in value] for key, value in texts.items()}
+    """All of the vector that SDXL is given, pooled text and sizes, of source, target and
+    unconditional rows."""
+    sized = {
+        key: [[text, {**extra, **SIZES}] for text, extra in value] for key, value in texts.items()
+    }
     options, mixes = NPI[name]
     pivot = with_correction(inverted(model, sized), NegativePrompt(**options))
     guider = guider_of(model, pivot, sized)
@@ -607,7 +755,9 @@ def test_size_conditioning_reaches_every_row(model, texts, name, monkeypatch) ->
     def vector(text: Any) -> torch.Tensor:
         return model.model.encode_adm(**text[0][1], device=torch.device("cpu"))
 
-    plain = model.model.encode_adm(pooled_output=sized["source"][0][1]["pooled_output"], device=torch.device("cpu"))
+    plain = model.model.encode_adm(
+        pooled_output=sized["source"][0][1]["pooled_output"], device=torch.device("cpu")
+    )
     assert not torch.equal(vector(sized["source"]), plain), "sizes must matter"
     for step, (chunks, _, vectors) in enumerate(calls):
         for place, chunk in enumerate(chunks):

@@ -1,4 +1,5 @@
-"""Folding and running fewer rows change nothing: the edit is the one that written-out maps on four rows give."""
+"""Folding and running fewer rows change nothing: the edit is the one that written-out maps on four
+rows give."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import materialised
 import unets
 from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.words import Alignment, PromptPair
-from pivot_edit.host.guider import EditGuider
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.patching import add_controller
-from pivot_edit.host.sampling import run_edit
+from pivot_edit.host.run.guider import EditGuider
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.sampling import run_edit
+from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.inversion import Ddim, correction_named
 
 CFG = 5.0
@@ -34,21 +35,33 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
-    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))}
+    return {
+        name: unets.conditioning(kind, seed)
+        for seed, name in enumerate(("source", "target", "negative"))
+    }
 
 
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Any:
     with torch.inference_mode():
-        return invert_latent(model, unets.latent(16, 24), texts["source"], 5, "reference", Ddim(), False)[0]
+        return invert_latent(
+            model, unets.latent(16, 24), texts["source"], 5, "reference", Ddim(), False
+        )[0]
 
 
 def folded(
-    model: Any, trajectory: Any, texts: dict[str, Any], correction: str, alignment: Alignment, economy: bool
+    model: Any,
+    trajectory: Any,
+    texts: dict[str, Any],
+    correction: str,
+    alignment: Alignment,
+    economy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited and reconstructed samples of the pack's own way, cross .8, self .4."""
     patched = add_controller(model, PromptToPrompt((alignment,)))
-    guider = EditGuider(patched, trajectory, **texts, cfg=CFG, correction=correction_named(correction))
+    guider = EditGuider(
+        patched, trajectory, **texts, cfg=CFG, correction=correction_named(correction)
+    )
     guider.economy = economy
     result = run_edit(guider, trajectory, guider.correction)
     return result.edited, result.reconstructed
@@ -61,11 +74,15 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("economy", [True, False])
 @pytest.mark.parametrize("correction", ["none", "direct"])
 @pytest.mark.parametrize("mode", ["replace", "refine"])
-def test_the_edit_is_that_of_written_out_maps(model, trajectory, texts, mode, correction, economy) -> None:
+def test_the_edit_is_that_of_written_out_maps(
+    model, trajectory, texts, mode, correction, economy
+) -> None:
     alignment = WORDS.align(mode)
     change = materialised.MapEdit(alignment.mapper, alignment.own, mode == "refine")
     pinned = correction == "direct"
-    expected, source = materialised.edit(model, trajectory, **texts, cfg=CFG, pinned=pinned, change=change)
+    expected, source = materialised.edit(
+        model, trajectory, **texts, cfg=CFG, pinned=pinned, change=change
+    )
     edited, back = folded(model, trajectory, texts, correction, alignment, economy)
     assert close(edited, expected) and close(back, source)
 

@@ -1,4 +1,5 @@
-"""What control allocates beside plain sampling with the same rows: nothing to speak of, and no attention map."""
+"""What control allocates beside plain sampling with the same rows: nothing to speak of, and no
+attention map."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from bench.speed import SameRows
 from pivot_edit.attention import MasaCtrl, PromptToPrompt
 from pivot_edit.attention.masactrl import decoder_layers
 from pivot_edit.core.attention import Controller
-from pivot_edit.host.editing import edit_guider
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.layers import layers_of
-from pivot_edit.host.patching import add_controller
-from pivot_edit.host.sampling import run_edit
+from pivot_edit.host.model.layers import layers_of
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.sampling import run_edit
+from pivot_edit.host.tasks.editing import edit_guider
+from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.inversion import Ddim
 from test_editing import pair
 
@@ -32,7 +33,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own fused attention, as the host takes it on a GPU; its choice for a CPU cuts maps into slices."""
+    """torch's own fused attention, as the host takes it on a GPU; its choice for a CPU cuts maps
+    into slices."""
     from comfy.ldm.modules import attention
 
     monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
@@ -42,7 +44,9 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 def allocated(model: Any, controller: Controller) -> MemoryHook:
     source, target, negative = (unets.conditioning(model.kind, seed) for seed in range(3))
     pivot = invert_latent(model, unets.latent(SIDE, SIDE), source, 1, "reference", Ddim(), False)[0]
-    guider = edit_guider(add_controller(model, controller), pivot, source, target, negative, 5.0, "direct")
+    guider = edit_guider(
+        add_controller(model, controller), pivot, source, target, negative, 5.0, "direct"
+    )
     with MemoryHook() as hook:
         run_edit(guider, pivot, guider.correction)
     return hook

@@ -1,4 +1,5 @@
-"""Null-text optimisation through real UNets: gradients, clean weights, and embeddings that do what they say."""
+"""Null-text optimisation through real UNets: gradients, clean weights, and embeddings that do what
+they say."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import torch
 
 import unets
 from pivot_edit.core.errors import PivotError
-from pivot_edit.host import gradients
-from pivot_edit.host.editing import edit
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.null_text import null_text, run_optimization
+from pivot_edit.host.model import gradients
+from pivot_edit.host.tasks.editing import edit
+from pivot_edit.host.tasks.inversion import invert_latent
+from pivot_edit.host.tasks.null_text import null_text, run_optimization
 from pivot_edit.inversion import Ddim
 from pivot_edit.inversion.null_text import PRESETS, Settings
 
@@ -37,7 +38,9 @@ def model(kind: str) -> Any:
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
     with torch.inference_mode():
-        return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "negative"))}
+        return {
+            name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "negative"))
+        }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,9 @@ def trajectory(model: Any, texts: dict[str, Any]) -> Any:
 
 
 def inverted(model: Any, texts: dict[str, Any], batch: int = 1) -> Any:
-    return invert_latent(model, unets.latent(8, 12, batch), texts["source"], STEPS, "reference", Ddim(), False)[0]
+    return invert_latent(
+        model, unets.latent(8, 12, batch), texts["source"], STEPS, "reference", Ddim(), False
+    )[0]
 
 
 def snapshot(model: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
@@ -79,17 +84,26 @@ def test_weights_are_inference_tensors_to_begin_with() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_embeddings_bring_the_picture_nearer_and_weights_stay(model, texts, trajectory, preset) -> None:
+def test_embeddings_bring_the_picture_nearer_and_weights_stay(
+    model, texts, trajectory, preset
+) -> None:
     before = snapshot(model)
-    made, curve, errors, report = null_text(model, trajectory, **texts, cfg=CFG, preset=preset, checkpointing="auto")
+    made, curve, errors, report = null_text(
+        model, trajectory, **texts, cfg=CFG, preset=preset, checkpointing="auto"
+    )
     assert_as_before(model, before)
-    assert made.nulls.shape == (STEPS, 1, *texts["source"][0][0].shape[1:]) and made.nulls.dtype == torch.float32
+    assert (
+        made.nulls.shape == (STEPS, 1, *texts["source"][0][0].shape[1:])
+        and made.nulls.dtype == torch.float32
+    )
     assert made.correction.name == "null_text" and made.correction.cfg == CFG
     assert curve.shape == (1, 400, 720, 3) and len(errors) == STEPS
     assert preset in report and "UNet rows" in report and "gradients need about" in report
     plain = null_text_errors(model, texts, trajectory, preset)
     assert errors[0] < plain[0]
-    assert not made.nulls.is_inference() and torch.equal(made.latents, inverted(model, texts).latents)
+    assert not made.nulls.is_inference() and torch.equal(
+        made.latents, inverted(model, texts).latents
+    )
 
 
 def null_text_errors(model: Any, texts: Any, trajectory: Any, preset: str) -> list[float]:
@@ -103,7 +117,9 @@ def null_text_errors(model: Any, texts: Any, trajectory: Any, preset: str) -> li
 @pytest.mark.parametrize("preset", ["fast", "reference"])
 def test_the_source_row_of_an_edit_is_the_optimised_one(model, texts, trajectory, preset) -> None:
     """Oracle 24: the distances that the optimisation reports are those of the edit's source row."""
-    made, _, errors, _ = null_text(model, trajectory, **texts, cfg=CFG, preset=preset, checkpointing="off")
+    made, _, errors, _ = null_text(
+        model, trajectory, **texts, cfg=CFG, preset=preset, checkpointing="off"
+    )
     target = unets.conditioning(next(k for k in KINDS if matches(k, texts)), 5)
     back = edit(model, made, texts["source"], target, texts["negative"], CFG, "auto")[1]["samples"]
     wanted = model.model.process_latent_out(made.latents[0])
@@ -136,7 +152,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
-def test_an_error_in_the_middle_leaves_the_model_clean(model, texts, trajectory, checkpointing) -> None:
+def test_an_error_in_the_middle_leaves_the_model_clean(
+    model, texts, trajectory, checkpointing
+) -> None:
     before = snapshot(model)
     seen: list[str] = []
 
@@ -146,7 +164,15 @@ def test_an_error_in_the_middle_leaves_the_model_clean(model, texts, trajectory,
             raise Stop
 
     with pytest.raises(Stop):
-        null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing=checkpointing, progress=progress)
+        null_text(
+            model,
+            trajectory,
+            **texts,
+            cfg=CFG,
+            preset="fast",
+            checkpointing=checkpointing,
+            progress=progress,
+        )
     assert "gradients need about" in seen[0] and seen[-1].startswith("step 2 of 3, loss ")
     assert_as_before(model, before)
     assert torch.equal(inverted(model, texts).latents, trajectory.latents)
@@ -162,13 +188,24 @@ def test_an_interrupt_leaves_the_model_clean(model, texts, trajectory) -> None:
             management.interrupt_current_processing(True)
 
     with pytest.raises(management.InterruptProcessingException):
-        null_text(model, trajectory, **texts, cfg=CFG, preset="reference", checkpointing="off", progress=progress)
+        null_text(
+            model,
+            trajectory,
+            **texts,
+            cfg=CFG,
+            preset="reference",
+            checkpointing="off",
+            progress=progress,
+        )
     management.interrupt_current_processing(False)
     assert_as_before(model, before)
 
 
 def test_checkpointing_changes_only_memory(model, texts, trajectory) -> None:
-    made = [null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing=on) for on in ("on", "off")]
+    made = [
+        null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing=on)
+        for on in ("on", "off")
+    ]
     torch.testing.assert_close(made[0][0].nulls, made[1][0].nulls, rtol=1e-4, atol=1e-5)
     assert "checkpointing on" in made[0][3] and "checkpointing off" in made[1][3]
 
@@ -183,7 +220,9 @@ def noise(side: int) -> torch.Tensor:
     return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def call(unet: torch.nn.Module, text: torch.Tensor, kind: str, x: torch.Tensor | None = None) -> torch.Tensor:
+def call(
+    unet: torch.nn.Module, text: torch.Tensor, kind: str, x: torch.Tensor | None = None
+) -> torch.Tensor:
     x = noise(8) if x is None else x
     y = torch.randn(1, 2816, generator=torch.Generator().manual_seed(2)) if kind == "SDXL" else None
     options = gradients.with_plain_attention({})["transformer_options"]
@@ -197,7 +236,8 @@ CPU, ELSEWHERE = torch.device("cpu"), torch.device("cuda:0")
     ("device", "checkpointing"), [(CPU, False), (CPU, True), (ELSEWHERE, False), (ELSEWHERE, True)]
 )
 def test_the_gradient_is_the_slope(unet, kind, texts, device, checkpointing) -> None:
-    """Along random directions; resident or streamed in (weights elsewhere than the call), kept or run again."""
+    """Along random directions; resident or streamed in (weights elsewhere than the call), kept or
+    run again."""
     text = texts["source"][0][0].clone()
     along = torch.randn(text.shape, generator=torch.Generator().manual_seed(3))
     weigh = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
@@ -205,9 +245,14 @@ def test_the_gradient_is_the_slope(unet, kind, texts, device, checkpointing) -> 
         wanted = text.clone().requires_grad_(True)
         (found,) = torch.autograd.grad((call(unet, wanted, kind) * weigh).sum(), wanted)
         with torch.no_grad():
-            ends = [(call(unet, text + sign * 1e-2 * along, kind) * weigh).sum().double() for sign in (1, -1)]
+            ends = [
+                (call(unet, text + sign * 1e-2 * along, kind) * weigh).sum().double()
+                for sign in (1, -1)
+            ]
     slope = float(ends[0] - ends[1]) / 2e-2
-    assert float((found * along).sum()) == pytest.approx(slope, rel=2e-2, abs=1e-3 * float(found.norm()))
+    assert float((found * along).sum()) == pytest.approx(
+        slope, rel=2e-2, abs=1e-3 * float(found.norm())
+    )
 
 
 def test_checkpointing_keeps_far_less(unet, kind, texts) -> None:
@@ -222,7 +267,9 @@ def test_checkpointing_keeps_far_less(unet, kind, texts) -> None:
 
 def test_the_estimate_is_what_the_way_back_keeps(model, unet, kind, texts) -> None:
     """Counted on parts of the latent: within a tenth of what the whole keeps."""
-    whole = invert_latent(model, unets.latent(32, 48), texts["source"], 1, "reference", Ddim(), False)[0]
+    whole = invert_latent(
+        model, unets.latent(32, 48), texts["source"], 1, "reference", Ddim(), False
+    )[0]
     report = null_text(model, whole, **texts, cfg=CFG, preset="fast", checkpointing="off")[3]
     found = re.search(r"about ([\d.]+) (MB|GB) of", report)
     estimated = float(found[1]) * {"MB": 2**20, "GB": 2**30}[found[2]]
@@ -237,7 +284,9 @@ def test_the_estimate_is_what_the_way_back_keeps(model, unet, kind, texts) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_optimised_with(dtype: torch.dtype, preset: str) -> None:
     model = unets.build("SD15", dtype=dtype)
-    texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))}
+    texts = {
+        name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))
+    }
     pivot, before = inverted(model, texts), snapshot(model)
     errors = null_text(model, pivot, **texts, cfg=CFG, preset=preset, checkpointing="on")[2]
     plain = null_text_errors(model, texts, pivot, preset)
@@ -250,13 +299,16 @@ LORA = "middle_block.1.transformer_blocks.0.attn2.to_v"
 
 
 def with_lora(lowvram: bool) -> Any:
-    """A model with a patched weight; `lowvram`: left to be patched when it is used, as on a small card."""
+    """A model with a patched weight; `lowvram`: left to be patched when it is used, as on a small
+    card."""
     from comfy.patcher_extension import WrappersMP
 
     model = unets.build("SD15")
     name = f"diffusion_model.{LORA}.weight"
     weight = model.model.state_dict()[name]
-    assert model.add_patches({name: (torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)),)}, 0.5)
+    assert model.add_patches(
+        {name: (torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)),)}, 0.5
+    )
 
     def streamed(executor: Any, *args: Any, **kwargs: Any) -> Any:
         model.unpatch_model(CPU)
@@ -270,7 +322,9 @@ def with_lora(lowvram: bool) -> Any:
 
 def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
     """The host's low-memory way: a LoRA is applied by a function of the layer, at every call."""
-    texts = {name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))}
+    texts = {
+        name: unets.conditioning("SD15", seed) for seed, name in enumerate(("source", "negative"))
+    }
     outcomes, functions = [], []
     for lowvram in (False, True):
         model = with_lora(lowvram)
@@ -280,12 +334,18 @@ def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
         def progress(text: str, layer: Any = layer, seen: list[int] = seen) -> None:
             seen.append(len(layer.weight_function))
 
-        made = null_text(model, pivot, **texts, cfg=CFG, preset="fast", checkpointing="off", progress=progress)[0]
+        made = null_text(
+            model, pivot, **texts, cfg=CFG, preset="fast", checkpointing="off", progress=progress
+        )[0]
         outcomes.append(made.nulls)
-    assert functions[0] == 0 and functions[-1] == 1, "the second model must have been patched when used"
+    assert functions[0] == 0 and functions[-1] == 1, (
+        "the second model must have been patched when used"
+    )
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-3, atol=1e-3)
     plain = unets.build("SD15")
-    other = null_text(plain, inverted(plain, texts), **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    other = null_text(
+        plain, inverted(plain, texts), **texts, cfg=CFG, preset="fast", checkpointing="off"
+    )[0].nulls
     assert not torch.allclose(other, outcomes[0], rtol=1e-3, atol=1e-3)
 
 
@@ -299,7 +359,9 @@ def test_layers_streamed_in_are_put_back(unet, checkpointing) -> None:
 
 def test_pictures_of_a_batch_are_optimised_as_if_alone(model, texts, kind) -> None:
     batch = inverted(model, texts, 2)
-    together = null_text(model, batch, **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    together = null_text(model, batch, **texts, cfg=CFG, preset="fast", checkpointing="off")[
+        0
+    ].nulls
     one = dataclasses.replace(batch, latents=batch.latents[:, 1:])
     alone = null_text(model, one, **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
     assert together.shape[1] == 2 and not torch.allclose(together[:, 0], together[:, 1])
@@ -310,10 +372,14 @@ def test_each_picture_may_have_a_prompt_of_its_own(kind, model, texts) -> None:
     other = unets.conditioning(kind, 8)
     both = [[torch.cat([texts["source"][0][0], other[0][0]]), dict(texts["source"][0][1])]]
     if "pooled_output" in both[0][1]:
-        both[0][1]["pooled_output"] = torch.cat([texts["source"][0][1]["pooled_output"], other[0][1]["pooled_output"]])
+        both[0][1]["pooled_output"] = torch.cat(
+            [texts["source"][0][1]["pooled_output"], other[0][1]["pooled_output"]]
+        )
     pair = {"source": both, "negative": texts["negative"]}
     batch = inverted(model, pair, 2)
-    found = run_optimization(model, batch, **pair, cfg=CFG, settings=PRESETS["fast"], checkpointing="off")[0].nulls
+    found = run_optimization(
+        model, batch, **pair, cfg=CFG, settings=PRESETS["fast"], checkpointing="off"
+    )[0].nulls
     single = {"source": other, "negative": texts["negative"]}
     samples = {"samples": unets.latent(8, 12, 2)["samples"][1:]}
     pivot = invert_latent(model, samples, other, STEPS, "reference", Ddim(), False)[0]
@@ -322,15 +388,20 @@ def test_each_picture_may_have_a_prompt_of_its_own(kind, model, texts) -> None:
 
 
 def test_pictures_that_go_on_alone_keep_their_own_pooled_vector(kind, model, texts) -> None:
-    """The first picture is near enough before it begins, and the second is asked about without it."""
+    """The first picture is near enough before it begins, and the second is asked about without
+    it."""
     other = unets.conditioning(kind, 8)
     negative = [[torch.cat([texts["negative"][0][0]] * 2), dict(texts["negative"][0][1])]]
     single = dict(other[0][1])
     if "pooled_output" in single:
-        negative[0][1]["pooled_output"] = torch.cat([negative[0][1]["pooled_output"], single["pooled_output"]])
+        negative[0][1]["pooled_output"] = torch.cat(
+            [negative[0][1]["pooled_output"], single["pooled_output"]]
+        )
     batch = inverted(model, texts, 2)
     run = {"source": texts["source"], "cfg": CFG, "checkpointing": "off"}
-    first = run_optimization(model, batch, **run, negative=negative, settings=Settings("adam", 0))[0].before[0]
+    first = run_optimization(model, batch, **run, negative=negative, settings=Settings("adam", 0))[
+        0
+    ].before[0]
     if first[0] > first[1]:  # rows that are missing are taken from the front
         batch, first = dataclasses.replace(batch, latents=batch.latents.flip(1)), first.flip(0)
     settings = Settings("adam", 2, epsilon=float(first.mean()), growth=1e6)
@@ -350,9 +421,18 @@ def test_what_does_not_fit_is_refused(model, texts, trajectory) -> None:
         ({"source": unets.conditioning(kind, 9)}, "source conditioning"),
         ({"negative": combined}, "one plain negative prompt"),
         ({"source": combined}, "one plain source prompt"),
-        ({"negative": [[texts["negative"][0][0], {**texts["negative"][0][1], "strength": 0.5}]]}, "one with strength"),
-        ({"source": [[texts["source"][0][0], {**texts["source"][0][1], "start_percent": 0.5}]]}, "one with start_perc"),
-        ({"source": [[texts["source"][0][0], {**texts["source"][0][1], "control": object()}]]}, "one with control"),
+        (
+            {"negative": [[texts["negative"][0][0], {**texts["negative"][0][1], "strength": 0.5}]]},
+            "one with strength",
+        ),
+        (
+            {"source": [[texts["source"][0][0], {**texts["source"][0][1], "start_percent": 0.5}]]},
+            "one with start_perc",
+        ),
+        (
+            {"source": [[texts["source"][0][0], {**texts["source"][0][1], "control": object()}]]},
+            "one with control",
+        ),
         ({"preset": "magic"}, "preset"),
         ({"checkpointing": "maybe"}, "checkpointing"),
     ):
@@ -363,7 +443,8 @@ def test_what_does_not_fit_is_refused(model, texts, trajectory) -> None:
 
 
 def test_ordinary_weights_are_frozen_only_for_the_while(kind, texts) -> None:
-    """Models loaded outside inference mode: weights get no gradient, and afterwards all is as before."""
+    """Models loaded outside inference mode: weights get no gradient, and afterwards all is as
+    before."""
     with torch.inference_mode(False):
         unet = unets.build(kind, shallow=True).model.diffusion_model
         for parameter in unet.parameters():
@@ -372,7 +453,9 @@ def test_ordinary_weights_are_frozen_only_for_the_while(kind, texts) -> None:
             assert not any(p.requires_grad or p.is_inference() for p in unet.parameters())
             text = texts["source"][0][0].clone().requires_grad_(True)
             call(unet, text, kind).sum().backward()
-        assert text.grad is not None and all(p.requires_grad and p.grad is None for p in unet.parameters())
+        assert text.grad is not None and all(
+            p.requires_grad and p.grad is None for p in unet.parameters()
+        )
 
 
 def test_previews_by_a_network_of_the_host_work(model, texts, trajectory, monkeypatch) -> None:
@@ -381,22 +464,33 @@ def test_previews_by_a_network_of_the_host_work(model, texts, trajectory, monkey
 
     network = torch.nn.Conv2d(4, 3, 1)
     assert network.weight.is_inference() and network.weight.requires_grad
-    previewer, shown = latent_preview.TAESDPreviewerImpl.__new__(latent_preview.TAESDPreviewerImpl), []
-    monkeypatch.setattr(previewer, "decode_latent_to_preview_image", lambda kind, x: shown.append(network(x)))
+    previewer, shown = (
+        latent_preview.TAESDPreviewerImpl.__new__(latent_preview.TAESDPreviewerImpl),
+        [],
+    )
+    monkeypatch.setattr(
+        previewer, "decode_latent_to_preview_image", lambda kind, x: shown.append(network(x))
+    )
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *args: previewer)
     null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="off")
     assert len(shown) == STEPS
 
 
-def test_checkpointing_comes_on_where_memory_is_short(model, texts, trajectory, monkeypatch) -> None:
+def test_checkpointing_comes_on_where_memory_is_short(
+    model, texts, trajectory, monkeypatch
+) -> None:
     import comfy.model_management as management
 
     free = management.get_free_memory
     reports = []
     for share in (1, 1000, 1_000_000):
-        monkeypatch.setattr(management, "get_free_memory", lambda *args, share=share: free() // share)
+        monkeypatch.setattr(
+            management, "get_free_memory", lambda *args, share=share: free() // share
+        )
         monkeypatch.setattr("comfy.samplers.calc_cond_batch", unbatched(free))
-        reports.append(null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="auto")[3])
+        reports.append(
+            null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="auto")[3]
+        )
     assert "checkpointing off" in reports[0] and "checkpointing on" in reports[-1]
     assert "may not fit" not in reports[0] and "may not fit" in reports[-1]
 
@@ -419,5 +513,8 @@ def unbatched(free: Any) -> Any:
 def test_guidance_that_the_embeddings_do_not_know_is_remarked(model, texts, trajectory) -> None:
     other = model.clone()
     other.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
-    pair = [null_text(m, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="off")[3] for m in (model, other)]
+    pair = [
+        null_text(m, trajectory, **texts, cfg=CFG, preset="fast", checkpointing="off")[3]
+        for m in (model, other)
+    ]
     assert "changes guidance" not in pair[0] and "changes guidance" in pair[1]

@@ -1,4 +1,5 @@
-"""PIE-Bench's runner against a real ComfyUI: killed in the middle, gone on with, measured and reported."""
+"""PIE-Bench's runner against a real ComfyUI: killed in the middle, gone on with, measured and
+reported."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import sys
 
 import pytest
 
-from bench import install
-from bench.client import Client
 from bench.pie import __main__ as command
 from bench.pie import toyset
 from bench.pie.dataset import MAPPING
-from bench.server import Server
+from tools import install
+from tools.client import Client
+from tools.server import Server
 
 pytestmark = pytest.mark.server
 STEPS = ["--steps", "6", "--cfg", "3"]
@@ -39,7 +40,10 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def kill_after_first(arguments: list[str]) -> None:
     """Run the command as a program and kill it outright when its first case is done."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.pie", *arguments], cwd=install.ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bench.pie", *arguments],
+        cwd=install.ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     with process.stdout:
@@ -77,7 +81,10 @@ def check_report(report: dict) -> None:
     assert set(report["cases"]) == {"000000000000", "000000000001", "000000000003"}
     assert "a source prompt" in report["excluded"]["000000000002"]
     assert report["asked"] == 4 and set(report["results"]) == {"all", "0", "1", "6"}
-    assert report["settings"]["checkpoint"] == "toy" and len(report["settings"]["checkpoint_sha256"]) == 64
+    assert (
+        report["settings"]["checkpoint"] == "toy"
+        and len(report["settings"]["checkpoint_sha256"]) == 64
+    )
     assert "structure" in report["not_measured"]
     if "psnr" not in report["not_measured"]:
         columns = report["results"]["all"]["columns"]
@@ -88,13 +95,22 @@ def check_report(report: dict) -> None:
 def test_its_own_server_makes_the_same_pictures(
     server: Server, folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No noise is drawn: another process makes the same bytes. And another method and control run."""
+    """No noise is drawn: another process makes the same bytes. And another method and control
+    run."""
     chosen = [str(folder), *STEPS, "--ids", "000000000001", "--metrics", "mse"]
     chosen += ["--method", "negative_prompt", "--control", "proxmasactrl"]
     assert command.main([*chosen, "--out", str(tmp_path / "one"), "--url", server.url]) == 0
     assert command.main([*chosen, "--out", str(tmp_path / "two")]) == 0
-    made = [tmp_path / out / "toy" / "negative_prompt-proxmasactrl" / "000000000001.png" for out in ("one", "two")]
+    made = [
+        tmp_path / out / "toy" / "negative_prompt-proxmasactrl" / "000000000001.png"
+        for out in ("one", "two")
+    ]
     assert made[0].read_bytes() == made[1].read_bytes()
     assert "starting ComfyUI" in capsys.readouterr().out
-    assert command.main([*chosen, "--out", str(tmp_path / "two"), "--url", server.url, "--checkpoint", "sd14"]) == 1
+    assert (
+        command.main(
+            [*chosen, "--out", str(tmp_path / "two"), "--url", server.url, "--checkpoint", "sd14"]
+        )
+        == 1
+    )
     assert "error: no checkpoint sd14; the server offers" in capsys.readouterr().err

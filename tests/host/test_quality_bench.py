@@ -1,4 +1,5 @@
-"""A small part of `make bench-quality` by a real server: every kind of figure, and a run that is killed goes on."""
+"""A small part of `make bench-quality` by a real server: every kind of figure, and a run that is
+killed goes on."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import install
 from bench.cases import KINDS
 from bench.graphs import CONTROLS
 from bench.jobs import Job, Made, Workers, make
-from bench.pack import digest
 from bench.summary import LIMITS, find, read_lines, rows_of
 from bench.sweeps import SWEEPS, lines_at, settings_of
+from tools import install
+from tools.pack import digest
 
 pytestmark = pytest.mark.server
 STEPS = 3
@@ -34,7 +35,11 @@ def small(kind: str, method: str, *controls: str, index: int = 0) -> Job:
 
 def test_rows_of_every_control_and_limit(tmp_path: pathlib.Path) -> None:
     jobs = [
-        [Job("color", 0, "autoencoder"), small("color", "direct", *CONTROLS), small("color", "ddim", "none")],
+        [
+            Job("color", 0, "autoencoder"),
+            small("color", "direct", *CONTROLS),
+            small("color", "ddim", "none"),
+        ],
         [Job("position", 0, "autoencoder"), small("position", "fixed_point", "masactrl")],
         [Job("background", 0, "autoencoder"), small("background", "null_text_fast", "p2p_blend")],
     ]
@@ -72,8 +77,9 @@ def pasted_and_blended_are_one_run(lines: list[Any]) -> bool:
 
 
 def test_servers_end_with_the_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the middle, and by an error of a worker: nothing stays behind, and the error is told."""
-    monkeypatch.setattr("bench.server.RUN", tmp_path / "run")
+    """Stopped in the middle, and by an error of a worker: nothing stays behind, and the error is
+    told."""
+    monkeypatch.setattr("tools.server.RUN", tmp_path / "run")
     with contextlib.closing(Workers([[small("color", "direct", "none")]], 1).run()) as results:
         next(results)
         assert list((tmp_path / "run").glob("server-*"))
@@ -86,7 +92,9 @@ def test_servers_end_with_the_run(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
 
 def test_failed_jobs_are_counted_and_made_by_the_next_run(tmp_path: pathlib.Path) -> None:
     good, bad = (small("color", "direct", "p2p", index=i) for i in range(2))
-    bad = dataclasses.replace(bad, controls=tuple((n, dataclasses.replace(s, mode="no mode")) for n, s in bad.controls))
+    bad = dataclasses.replace(
+        bad, controls=tuple((n, dataclasses.replace(s, mode="no mode")) for n, s in bad.controls)
+    )
     assert make([[bad], [good]], tmp_path, "cases.jsonl", servers=1).failed == 1
     assert [line["case"] for line in read_lines(tmp_path / "cases.jsonl")] == ["color-000"]
 
@@ -95,7 +103,8 @@ RUN = """
 import pathlib, sys
 from bench.jobs import make
 from test_quality_bench import small
-make([[small("color", "direct", "none", index=i)] for i in range(4)], pathlib.Path(sys.argv[1]), "cases.jsonl", 1)
+jobs = [[small("color", "direct", "none", index=i)] for i in range(4)]
+make(jobs, pathlib.Path(sys.argv[1]), "cases.jsonl", 1)
 """
 
 
@@ -120,8 +129,12 @@ def test_a_killed_run_goes_on(tmp_path: pathlib.Path) -> None:
 
 
 def test_sweeps_find_their_pictures(tmp_path: pathlib.Path) -> None:
-    sweep = dataclasses.replace(SWEEPS[0], values=(0.0, 1.0), base=(*SWEEPS[0].base, ("steps", STEPS)))
-    controls = tuple((f"{sweep.control}@{value}", settings_of(sweep, value)) for value in sweep.values)
+    sweep = dataclasses.replace(
+        SWEEPS[0], values=(0.0, 1.0), base=(*SWEEPS[0].base, ("steps", STEPS))
+    )
+    controls = tuple(
+        (f"{sweep.control}@{value}", settings_of(sweep, value)) for value in sweep.values
+    )
     make([[Job(sweep.kind, 0, sweep.method, controls)]], tmp_path, "sweeps.jsonl", servers=1)
     lines = read_lines(tmp_path / "sweeps.jsonl")
     found = [lines_at(sweep, value, lines) for value in sweep.values]

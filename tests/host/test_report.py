@@ -9,17 +9,17 @@ import torch
 
 import graphs
 import unets
-from bench.client import Client
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.quality import NoiseFigures, psnr
-from pivot_edit.host.controls import prompt_to_prompt
-from pivot_edit.host.editing import edit
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.prompts import encode, read_pair
-from pivot_edit.host.report import Report, as_encoded, report
+from pivot_edit.host.tasks.controls import prompt_to_prompt
+from pivot_edit.host.tasks.editing import edit
+from pivot_edit.host.tasks.inversion import invert_latent
+from pivot_edit.host.tasks.report import Report, as_encoded, report
+from pivot_edit.host.text.prompts import encode, read_pair
 from pivot_edit.inversion import Ddim
 from pivot_edit.nodes.report import PivotInversionReport
 from pivot_edit.toy.loader import load
+from tools.client import Client
 from toy.evaluate import renders
 
 STEPS = 6
@@ -53,38 +53,55 @@ def trajectory(toy: Any, image: torch.Tensor, texts: dict[str, Any]) -> Any:
         return inverted(toy, image, texts)
 
 
-def told(toy: Any, image: torch.Tensor, pivot: Any, texts: dict[str, Any], cfg: float, correction: str) -> Report:
+def told(
+    toy: Any, image: torch.Tensor, pivot: Any, texts: dict[str, Any], cfg: float, correction: str
+) -> Report:
     return report(toy[0], toy[2], image, pivot, **texts, cfg=cfg, correction=correction)
 
 
-@pytest.mark.parametrize(("correction", "cfg"), [("none", 5.0), ("negative_prompt", 5.0), ("auto", 5.0), ("none", 1.0)])
+@pytest.mark.parametrize(
+    ("correction", "cfg"), [("none", 5.0), ("negative_prompt", 5.0), ("auto", 5.0), ("none", 1.0)]
+)
 def test_the_figures_are_those_of_the_edit(toy, image, texts, trajectory, correction, cfg) -> None:
     made = told(toy, image, trajectory, texts, cfg, correction)
-    edited, back, _, _ = edit(toy[0], trajectory, **texts, target=texts["source"], cfg=cfg, correction=correction)
+    edited, back, _, _ = edit(
+        toy[0], trajectory, **texts, target=texts["source"], cfg=cfg, correction=correction
+    )
     decoded = [toy[2].decode(samples["samples"]) for samples in (back, edited)]
     figures = [psnr(picture, image) for picture in decoded]
     assert (made.quality.psnr, made.quality.unchanged) == pytest.approx(figures, abs=0.01)
-    assert made.quality.ceiling == pytest.approx(psnr(toy[2].decode(toy[2].encode(image)), image), abs=0.01)
+    assert made.quality.ceiling == pytest.approx(
+        psnr(toy[2].decode(toy[2].encode(image)), image), abs=0.01
+    )
     torch.testing.assert_close(made.reconstruction, decoded[0], atol=1e-4, rtol=0.0)
     assert made.quality.noise == NoiseFigures.of(trajectory.noise)
     assert made.plot.shape == (1, 400, 720, 3)
     head = f"reconstruction {figures[0]:.1f} dB, autoencoder alone {made.quality.ceiling:.1f} dB"
     assert (
-        made.text.startswith(head) and f"6 steps, ddim, {'direct' if correction == 'auto' else correction}" in made.text
+        made.text.startswith(head)
+        and f"6 steps, ddim, {'direct' if correction == 'auto' else correction}" in made.text
     )
 
 
-def test_direct_comes_back_as_well_as_the_autoencoder_and_says_what_edits_move(toy, image, texts, trajectory) -> None:
+def test_direct_comes_back_as_well_as_the_autoencoder_and_says_what_edits_move(
+    toy, image, texts, trajectory
+) -> None:
     made = told(toy, image, trajectory, texts, 5.0, "auto")
     assert made.quality.psnr == made.quality.ceiling > 30.0
     assert "comes back as well as the autoencoder allows" in made.text
     assert "At cfg 5 an edit moves the picture even where no word changes" in made.text
 
 
-def test_plain_ddim_at_a_high_cfg_does_not_come_back_and_says_what_helps(toy, image, texts, trajectory) -> None:
+def test_plain_ddim_at_a_high_cfg_does_not_come_back_and_says_what_helps(
+    toy, image, texts, trajectory
+) -> None:
     made = told(toy, image, trajectory, texts, 5.0, "none")
     assert made.quality.gap > 5.0
-    assert "does not come back" in made.text and "Try correction direct" in made.text and "50 steps" in made.text
+    assert (
+        "does not come back" in made.text
+        and "Try correction direct" in made.text
+        and "50 steps" in made.text
+    )
 
 
 def test_few_steps_leave_stiff_noise(toy, image, texts) -> None:
@@ -93,7 +110,7 @@ def test_few_steps_leave_stiff_noise(toy, image, texts) -> None:
 
 
 def test_every_step_of_the_replay_is_plotted(toy, image, texts, trajectory, monkeypatch) -> None:
-    from pivot_edit.host import report as module
+    from pivot_edit.host.tasks import report as module
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr(module, "line_plot", lambda series, *args, **options: seen.update(series))
@@ -101,7 +118,9 @@ def test_every_step_of_the_replay_is_plotted(toy, image, texts, trajectory, monk
     back, same = seen.pop("reconstruction"), seen.pop("an edit with the same words")
     assert back == pytest.approx(same, rel=1e-3) and len(back) == STEPS and not seen
     assert 0.0 < back[0] < back[1] < back[-1] / 2
-    final = edit(toy[0], trajectory, **texts, target=texts["source"], cfg=5.0, correction="none")[1]["samples"]
+    final = edit(toy[0], trajectory, **texts, target=texts["source"], cfg=5.0, correction="none")[
+        1
+    ]["samples"]
     clean = toy[0].model.process_latent_in(final) - trajectory.latents[0]
     assert back[-1] == pytest.approx(float(clean.square().mean()), rel=1e-4)
     told(toy, image, trajectory, texts, 5.0, "direct")
@@ -109,15 +128,22 @@ def test_every_step_of_the_replay_is_plotted(toy, image, texts, trajectory, monk
 
 
 @pytest.mark.parametrize(("height", "width"), [(133, 141), (128, 135), (131, 120)])
-def test_pictures_of_odd_sizes_are_compared_where_they_were_encoded(toy, texts, height, width) -> None:
+def test_pictures_of_odd_sizes_are_compared_where_they_were_encoded(
+    toy, texts, height, width
+) -> None:
     """The crop is VAE Encode's own: encoding it alone gives the same latent."""
-    picture = torch.nn.functional.interpolate(renders([graphs.SCENE]).movedim(-1, 1), (height, width)).movedim(1, -1)
+    picture = torch.nn.functional.interpolate(
+        renders([graphs.SCENE]).movedim(-1, 1), (height, width)
+    ).movedim(1, -1)
     pivot = inverted(toy, picture, texts, 2)
     cropped = as_encoded(picture, pivot)
     assert cropped.shape == (1, height // 8 * 8, width // 8 * 8, 3)
     assert torch.equal(toy[0].model.process_latent_in(toy[2].encode(cropped)), pivot.latents[0])
     made = told(toy, picture, pivot, texts, 5.0, "auto")
-    assert made.reconstruction.shape == cropped.shape and made.quality.psnr == made.quality.ceiling > 20.0
+    assert (
+        made.reconstruction.shape == cropped.shape
+        and made.quality.psnr == made.quality.ceiling > 20.0
+    )
 
 
 def test_transparency_is_left_out_as_in_encoding(toy, image, texts, trajectory) -> None:
@@ -125,9 +151,14 @@ def test_transparency_is_left_out_as_in_encoding(toy, image, texts, trajectory) 
     assert torch.equal(as_encoded(clear, trajectory), image)
 
 
-@pytest.mark.parametrize("shape", [(1, 136, 128, 3), (1, 128, 120, 3), (1, 64, 64, 3), (2, 128, 128, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 136, 128, 3), (1, 128, 120, 3), (1, 64, 64, 3), (2, 128, 128, 3)]
+)
 def test_another_picture_is_refused_by_its_size(toy, texts, trajectory, shape) -> None:
-    with pytest.raises(PivotError, match="the picture that was inverted, 1 of 128x128, but got .* in Inversion Report"):
+    with pytest.raises(
+        PivotError,
+        match="the picture that was inverted, 1 of 128x128, but got .* in Inversion Report",
+    ):
         told(toy, torch.zeros(shape), trajectory, texts, 5.0, "auto")
 
 
@@ -151,8 +182,12 @@ def test_two_pictures_are_reported_together(toy, image, texts) -> None:
 
 def test_on_sdxl(toy: Any) -> None:
     model = unets.build("SDXL", shallow=True)
-    texts = {name: unets.conditioning("SDXL", seed) for seed, name in enumerate(("source", "negative"))}
-    pivot = invert_latent(model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False)[0]
+    texts = {
+        name: unets.conditioning("SDXL", seed) for seed, name in enumerate(("source", "negative"))
+    }
+    pivot = invert_latent(
+        model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False
+    )[0]
     image = toy[2].decode(model.model.process_latent_out(pivot.latents[0]))
     made = report(model, toy[2], image, pivot, **texts, cfg=5.0, correction="direct")
     assert made.quality.psnr == made.quality.ceiling > 60.0
@@ -174,7 +209,9 @@ def test_the_page_gets_the_plot_and_the_words(client: Client) -> None:
     edit_inputs = graphs.inputs(graph, "PivotEditSampler")
     image = [graphs.node(graph, "LoadImage"), 0]
     toy = graphs.node(graph, "PivotToyModel")
-    kept = {name: edit_inputs[name] for name in ("inversion", "source", "negative", "cfg", "correction")}
+    kept = {
+        name: edit_inputs[name] for name in ("inversion", "source", "negative", "cfg", "correction")
+    }
     graph["50"] = {
         "class_type": "PivotInversionReport",
         "inputs": {"model": [toy, 0], "vae": [toy, 2], "image": image, **kept},

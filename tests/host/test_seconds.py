@@ -1,5 +1,5 @@
-"""Seconds of every method, on small UNets and the CPU: all methods run, and run the rows that they should; and the
-speed bench's figures of null-text."""
+"""Seconds of every method, on small UNets and the CPU: all methods run, and run the rows that they
+should; and the speed bench's figures of null-text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SD15, SDXL = seconds.SETTINGS["small"]
 
 
 @pytest.fixture(scope="module", params=[(SD15, STEPS), (SDXL, 2)], ids=["SD15", "SDXL"])
-def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, seconds.Row]:
+def rows(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, seconds.Row]:
     """The rows of a model by method, as they were written."""
     path = tmp_path_factory.mktemp("bench") / "deep" / "seconds.json"
     made = seconds.write([request.param[0]], request.param[1], 1, path)
@@ -69,7 +71,9 @@ def test_methods_run_the_rows_that_they_should(rows: dict[str, seconds.Row]) -> 
 @pytest.mark.slow
 def test_methods_that_stop_early_stay_within_their_bounds(rows: dict[str, seconds.Row]) -> None:
     steps = of(rows, "plain")["steps"]
-    fixed, fast, reference = (of(rows, name) for name in ("fixed", "null-text fast", "null-text reference"))
+    fixed, fast, reference = (
+        of(rows, name) for name in ("fixed", "null-text fast", "null-text reference")
+    )
     assert 4 * steps <= fixed["rows"] <= 12 * steps
     assert fast["backward_rows"] == steps and 2 * steps <= fast["rows"] <= 3 * steps
     assert steps < reference["backward_rows"] <= 10 * steps
@@ -124,7 +128,9 @@ def test_a_model_is_gone_before_the_next_one_comes(monkeypatch: pytest.MonkeyPat
             self.itself = self  # a cycle, as objects of the host make them
 
     monkeypatch.setattr(seconds, "Picture", Kept)
-    monkeypatch.setattr(seconds, "methods", lambda picture: {"a": lambda: picture.optimized("fast")})
+    monkeypatch.setattr(
+        seconds, "methods", lambda picture: {"a": lambda: picture.optimized("fast")}
+    )
     gc.disable()  # by itself it would come at any time
     try:
         for _ in range(2):
@@ -135,11 +141,13 @@ def test_a_model_is_gone_before_the_next_one_comes(monkeypatch: pytest.MonkeyPat
 
 
 def test_null_texts_passes_are_measured_by_the_hosts_code() -> None:
-    """Gradients cost more than a prediction, checkpointing saves most of their memory, and the solvers stay as they
-    were."""
+    """Gradients cost more than a prediction, checkpointing saves most of their memory, and the
+    solvers stay as they were."""
     before = dict(null_text.SOLVERS)
     time_, memory = speed.pass_figures(dataclasses.replace(SD15, turns=3))
-    assert time_["value"] > 1.2 and time_["target"] is None and "checkpointing" in time_["reference"]
+    assert (
+        time_["value"] > 1.2 and time_["target"] is None and "checkpointing" in time_["reference"]
+    )
     assert 0.0 < memory["value"] < 0.6 and "MiB" in memory["reference"]
     assert null_text.SOLVERS == before
 

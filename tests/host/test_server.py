@@ -11,9 +11,9 @@ import time
 import pytest
 from PIL import Image
 
-from bench import install
-from bench.client import Client, Event, Graph, Interrupted, ServerError
-from bench.server import Server, ServerFailed
+from tools import install
+from tools.client import Client, Event, Graph, Interrupted, ServerError
+from tools.server import Server, ServerFailed
 
 pytestmark = pytest.mark.server
 
@@ -22,7 +22,10 @@ def inverting(name: str) -> Graph:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
-        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}},
+        "3": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["2", 0], "filename_prefix": "inverted"},
+        },
     }
 
 
@@ -36,7 +39,9 @@ def picture(client: Client) -> str:
     return client.upload(Image.new("RGB", (32, 24), (10, 20, 30)), "plain.png")
 
 
-def test_run_gives_images_and_says_what_was_executed_and_cached(client: Client, picture: str) -> None:
+def test_run_gives_images_and_says_what_was_executed_and_cached(
+    client: Client, picture: str
+) -> None:
     events: list[Event] = []
     graph = inverting(picture)
     first = client.run(graph, events.append)
@@ -73,7 +78,10 @@ def test_failing_node_is_named(client: Client, picture: str) -> None:
 
 def test_interrupt_stops_the_run_and_the_next_one_works(client: Client, picture: str) -> None:
     graph = inverting(picture)
-    graph["4"] = {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "upscale_method": "lanczos"}}
+    graph["4"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": ["1", 0], "upscale_method": "lanczos"},
+    }
     graph["4"]["inputs"] |= {"width": 2048, "height": 2048, "crop": "disabled"}
     for node in range(5, 15):
         graph[str(node)] = {"class_type": "ImageInvert", "inputs": {"image": [str(node - 1), 0]}}
@@ -110,11 +118,13 @@ def test_dead_server_is_reported_with_its_last_output(tmp_path: pathlib.Path) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
 def test_server_does_not_outlive_a_killed_program(tmp_path: pathlib.Path) -> None:
     code = (
-        "import os, pathlib, signal; from bench.server import Server\n"
+        "import os, pathlib, signal; from tools.server import Server\n"
         f"with Server(cpu=True, base=pathlib.Path({str(tmp_path)!r})) as server:\n"
         "    print(server.port, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=install.ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=install.ROOT
+    )
     deadline = time.monotonic() + 30
     while answers(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,5 @@
-"""Rows, sizes and precisions on real UNets: nothing assumes squares, one size, one row order or fp32."""
+"""Rows, sizes and precisions on real UNets: nothing assumes squares, one size, one row order or
+fp32."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import torch
 import unets
 from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.attention import Row
-from pivot_edit.host.editing import edit
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.patching import add_controller, with_rows
+from pivot_edit.host.run.patching import add_controller, with_rows
+from pivot_edit.host.tasks.editing import edit
+from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.inversion import Ddim
 from test_editing import pair
 
@@ -27,7 +28,9 @@ def p2p(model: Any) -> Any:
     return add_controller(model, PromptToPrompt((pair().align("replace"),), (0, 1), (0, 1)))
 
 
-def one_step(kind: str, height: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def one_step(
+    kind: str, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     model = unets.build(kind, dtype=dtype)
     source, target, negative = (unets.conditioning(kind, seed) for seed in range(3))
     latent = unets.latent(height, width)
@@ -38,7 +41,9 @@ def one_step(kind: str, height: int, width: int, dtype: torch.dtype = torch.floa
     return edited["samples"]
 
 
-@pytest.mark.parametrize(("kind", "height", "width"), [(kind, *size) for kind in SIZES for size in SIZES[kind]])
+@pytest.mark.parametrize(
+    ("kind", "height", "width"), [(kind, *size) for kind in SIZES for size in SIZES[kind]]
+)
 def test_every_size_edits(kind: str, height: int, width: int) -> None:
     assert torch.isfinite(one_step(kind, height, width)).all()
 
@@ -49,12 +54,15 @@ def test_half_precision_models_edit(dtype: torch.dtype) -> None:
 
 
 def test_rows_are_found_through_cond_or_uncond() -> None:
-    """The same UNet call with its chunks the other way round gives the same rows the other way round, bitwise."""
+    """The same UNet call with its chunks the other way round gives the same rows the other way
+    round, bitwise."""
     model = p2p(unets.build("SD15"))
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 4, 16, 16, generator=generator)
     texts = {index: torch.randn(2, 77, 64, generator=generator) for index in (0, 1)}
-    options = with_rows(model.model_options, (Row("source", True), Row("target", True, 0)))["transformer_options"]
+    options = with_rows(model.model_options, (Row("source", True), Row("target", True, 0)))[
+        "transformer_options"
+    ]
     wrappers = {kind: dict(keys) for kind, keys in model.wrappers.items()}
 
     def run(order: list[int]) -> dict[int, torch.Tensor]:
@@ -68,7 +76,9 @@ def test_rows_are_found_through_cond_or_uncond() -> None:
             "wrappers": wrappers,
         }
         context = torch.cat([texts[index] for index in order])
-        out = model.model.apply_model(torch.cat([x, x]), sigma, c_crossattn=context, transformer_options=call)
+        out = model.model.apply_model(
+            torch.cat([x, x]), sigma, c_crossattn=context, transformer_options=call
+        )
         return dict(zip(order, out.chunk(2), strict=True))
 
     usual, turned = run([1, 0]), run([0, 1])

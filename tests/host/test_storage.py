@@ -1,4 +1,5 @@
-"""Saved inversions: the same edit from a file, found in both folders, and refused where they do not belong."""
+"""Saved inversions: the same edit from a file, found in both folders, and refused where they do not
+belong."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ from safetensors.torch import save_file
 
 import graphs
 import unets
-from bench.client import Client, Graph, ServerError
-from bench.server import Server
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.storage import write
 from pivot_edit.core.trajectory import Trajectory
-from pivot_edit.host import storage
-from pivot_edit.host.editing import edit
-from pivot_edit.host.inversion import invert_latent, with_correction
+from pivot_edit.host.tasks import storage
+from pivot_edit.host.tasks.editing import edit
+from pivot_edit.host.tasks.inversion import invert_latent, with_correction
 from pivot_edit.inversion import Ddim, NegativePrompt
 from pivot_edit.nodes.storage import PivotLoadInversion, PivotSaveInversion
+from tools.client import Client, Graph, ServerError
+from tools.server import Server
 
 NAME = "pivot/inversion_00001_.safetensors [output]"
 
@@ -39,30 +40,43 @@ def model(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def texts(kind: str) -> dict[str, Any]:
-    return {name: unets.conditioning(kind, seed) for seed, name in enumerate(("source", "target", "negative"))}
+    return {
+        name: unets.conditioning(kind, seed)
+        for seed, name in enumerate(("source", "target", "negative"))
+    }
 
 
 @pytest.fixture(scope="module")
 def trajectory(model: Any, texts: dict[str, Any]) -> Trajectory:
     with torch.inference_mode():
-        made = invert_latent(model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False)[0]
+        made = invert_latent(
+            model, unets.latent(8, 16), texts["source"], 3, "reference", Ddim(), False
+        )[0]
         return with_correction(made, NegativePrompt(interpolation=0.25))
 
 
 @pytest.fixture
 def small() -> Trajectory:
     latents = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Trajectory(torch.tensor([0.0, 1.0, 2.0]).double(), latents, "ddim", "a model", "a text", "a cat")
+    return Trajectory(
+        torch.tensor([0.0, 1.0, 2.0]).double(), latents, "ddim", "a model", "a text", "a cat"
+    )
 
 
 def test_the_edit_from_a_file_is_the_same_bit_for_bit(folders, model, texts, trajectory) -> None:
     name, report = storage.save(trajectory, storage.PREFIX, False)
     loaded, told = storage.load(name, model, unets.latent(8, 16))
-    assert name == NAME and (folders / "output" / "pivot" / "inversion_00001_.safetensors").is_file()
+    assert (
+        name == NAME and (folders / "output" / "pivot" / "inversion_00001_.safetensors").is_file()
+    )
     for text in (report, told):
-        assert f"{NAME}, " in text and "3 steps, ddim, cfg 1, negative_prompt, latent 1x4x8x16" in text
+        assert (
+            f"{NAME}, " in text and "3 steps, ddim, cfg 1, negative_prompt, latent 1x4x8x16" in text
+        )
     assert "full precision, saved by Pivot Edit " in told
-    before, after = (edit(model, one, **texts, cfg=5.0, correction="auto") for one in (trajectory, loaded))
+    before, after = (
+        edit(model, one, **texts, cfg=5.0, correction="auto") for one in (trajectory, loaded)
+    )
     assert torch.equal(before[0]["samples"], after[0]["samples"])
     assert torch.equal(before[1]["samples"], after[1]["samples"])
     assert before[2] == after[2] and "negative_prompt" in after[2]
@@ -72,7 +86,10 @@ def test_half_precision_says_what_it_costs(folders, small) -> None:
     name, report = storage.save(small, storage.PREFIX, True)
     loaded, told = storage.load(name)
     error = float((loaded.latents - small.latents).norm() / small.latents.norm())
-    assert report.endswith(f"half precision, relative error of latents {error:.1e}") and 1e-4 < error < 5e-4
+    assert (
+        report.endswith(f"half precision, relative error of latents {error:.1e}")
+        and 1e-4 < error < 5e-4
+    )
     assert "half precision" in told
     nulls = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))
     optimised = Trajectory(small.sigmas, small.latents, "ddim", "a model", "a text", nulls=nulls)
@@ -82,11 +99,15 @@ def test_half_precision_says_what_it_costs(folders, small) -> None:
 def test_every_save_takes_the_next_number(folders, small) -> None:
     names = [storage.save(small, "kept", False)[0] for _ in range(3)]
     assert names == [f"kept_0000{i}_.safetensors [output]" for i in (1, 2, 3)]
-    assert sorted(path.name for path in (folders / "output").iterdir()) == [name[:-9] for name in names]
+    assert sorted(path.name for path in (folders / "output").iterdir()) == [
+        name[:-9] for name in names
+    ]
 
 
 def test_a_prompt_of_its_own_takes_the_remembered_ones_place(folders, small) -> None:
-    kept, own = (storage.load(storage.save(small, "kept", False, text)[0])[0] for text in ("", "a dog"))
+    kept, own = (
+        storage.load(storage.save(small, "kept", False, text)[0])[0] for text in ("", "a dog")
+    )
     assert (kept.prompt, own.prompt) == ("a cat", "a dog")
 
 
@@ -146,13 +167,16 @@ def test_a_name_that_leads_out_is_refused_even_if_it_is_an_inversion(folders, sm
         (folders / folder / "linked").symlink_to(folders)
     name = name.format(base=folders)
     for use in (storage.load, storage.find, storage.stamp):
-        with pytest.raises(PivotError, match=r"a name inside of .* in Load Inversion\. Use no absolute path"):
+        with pytest.raises(
+            PivotError, match=r"a name inside of .* in Load Inversion\. Use no absolute path"
+        ):
             use(name)
     assert "a name inside of" in PivotLoadInversion.validate_inputs(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "missing.safetensors", "missing.safetensors [output]", "t.safetensors [temp]", "deep"]
+    "name",
+    ["", "missing.safetensors", "missing.safetensors [output]", "t.safetensors [temp]", "deep"],
 )
 def test_a_name_of_no_file_is_refused(folders, small, name) -> None:
     write(folders / "temp" / "t.safetensors", small)
@@ -162,7 +186,9 @@ def test_a_name_of_no_file_is_refused(folders, small, name) -> None:
     assert "which is not there" in PivotLoadInversion.validate_inputs(name)
 
 
-@pytest.mark.parametrize("prefix", ["../outside", "/etc/outside", "linked/outside", "a/../../outside", "with\0zero"])
+@pytest.mark.parametrize(
+    "prefix", ["../outside", "/etc/outside", "linked/outside", "a/../../outside", "with\0zero"]
+)
 def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -> None:
     (folders / "output" / "linked").symlink_to(folders)
     with pytest.raises(PivotError, match="a name inside of .* in Save Inversion"):
@@ -172,7 +198,9 @@ def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -
 
 def test_another_model_is_refused(folders, model, kind, texts, trajectory) -> None:
     name = storage.save(trajectory, storage.PREFIX, False)[0]
-    with pytest.raises(PivotError, match="the model the inversion was made with .* in Load Inversion"):
+    with pytest.raises(
+        PivotError, match="the model the inversion was made with .* in Load Inversion"
+    ):
         storage.load(name, unets.build(kind, seed=1, shallow=True))
     assert torch.equal(storage.load(name, model)[0].latents, trajectory.latents)
 
@@ -188,8 +216,14 @@ def test_another_size_is_refused(folders, trajectory, size) -> None:
     ("text", "message"),
     [
         ('{"name": "sorcery", "options": {}}', "correction to be one of .* but got 'sorcery'"),
-        ('{"name": "direct", "options": {"strength": 2}}', "options of direct, but got {'strength': 2}"),
-        ('{"name": "direct", "options": {"scale": "much"}}', "options of direct, but got {'scale': 'much'}"),
+        (
+            '{"name": "direct", "options": {"strength": 2}}',
+            "options of direct, but got {'strength': 2}",
+        ),
+        (
+            '{"name": "direct", "options": {"scale": "much"}}',
+            "options of direct, but got {'scale': 'much'}",
+        ),
         ('{"name": "direct", "options": {"scale": 2.0}}', "scale between 0 and 1"),
         ('{"name": "null_text", "options": {}}', "an inversion with optimised embeddings"),
     ],
@@ -230,19 +264,29 @@ def test_a_changed_file_has_another_fingerprint(folders, small) -> None:
 
 def saving(client: Client, steps: int) -> Graph:
     graph = graphs.starter(client, steps=steps)
-    values = {"inversion": [graphs.node(graph, "PivotDDIMInversion"), 0], "filename_prefix": "api/kept"}
-    graph["40"] = {"class_type": "PivotSaveInversion", "inputs": {**values, "half_precision": False}}
+    values = {
+        "inversion": [graphs.node(graph, "PivotDDIMInversion"), 0],
+        "filename_prefix": "api/kept",
+    }
+    graph["40"] = {
+        "class_type": "PivotSaveInversion",
+        "inputs": {**values, "half_precision": False},
+    }
     return graph
 
 
 def loading(graph: Graph, name: str) -> Graph:
-    """The graph with the file in the inversion's place, and the file's prompt as the source prompt."""
+    """The graph with the file in the inversion's place, and the file's prompt as the source
+    prompt."""
     graph = {key: value for key, value in graph.items() if key != "40"}
     graph[graphs.node(graph, "PivotDDIMInversion")] = {
         "class_type": "PivotLoadInversion",
         "inputs": {"file": name, "model": [graphs.node(graph, "PivotToyModel"), 0]},
     }
-    graphs.inputs(graph, "PivotPromptPair")["source_prompt"] = [graphs.node(graph, "PivotLoadInversion"), 1]
+    graphs.inputs(graph, "PivotPromptPair")["source_prompt"] = [
+        graphs.node(graph, "PivotLoadInversion"),
+        1,
+    ]
     return graph
 
 
@@ -253,7 +297,9 @@ def test_saved_in_one_run_and_loaded_in_the_next(client: Client, server: Server)
     name = first.texts["40"][0].split(",")[0]
     assert (
         name
-        in client.object_info("PivotLoadInversion")["PivotLoadInversion"]["input"]["required"]["file"][1]["options"]
+        in client.object_info("PivotLoadInversion")["PivotLoadInversion"]["input"]["required"][
+            "file"
+        ][1]["options"]
     )
     again = loading(graph, name)
     second = client.run(again)
@@ -265,13 +311,17 @@ def test_saved_in_one_run_and_loaded_in_the_next(client: Client, server: Server)
     third = client.run(again)
     assert graphs.node(again, "PivotLoadInversion") in third.cached
     path = next(server.base.rglob(pathlib.Path(name.removesuffix(" [output]")).name))
-    other = next(value for key, value in client.run(saving(client, 5)).texts.items() if key == "40")[0]
+    other = next(
+        value for key, value in client.run(saving(client, 5)).texts.items() if key == "40"
+    )[0]
     shutil.copy(path.with_name(pathlib.PurePosixPath(other.split(" [")[0]).name), path)
     assert graphs.node(again, "PivotLoadInversion") in client.run(again).executed
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "missing.safetensors [output]"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "missing.safetensors [output]"]
+)
 def test_a_bad_name_is_refused_before_anything_runs(client: Client, name: str) -> None:
     with pytest.raises(ServerError, match="a name inside of|which is not there") as caught:
         client.run(loading(saving(client, 4), name))

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pivot_edit.host.controls import prompt_to_prompt
-from pivot_edit.host.editing import edit
-from pivot_edit.host.inversion import invert_latent
-from pivot_edit.host.models import fingerprint
-from pivot_edit.host.prompts import encode, read_pair, read_prompt
+from pivot_edit.host.model.checks import fingerprint
+from pivot_edit.host.tasks.controls import prompt_to_prompt
+from pivot_edit.host.tasks.editing import edit
+from pivot_edit.host.tasks.inversion import invert_latent
+from pivot_edit.host.text.prompts import encode, read_pair, read_prompt
 from pivot_edit.inversion import Ddim
 from pivot_edit.toy.loader import WEIGHTS, load
 from toy import evaluate
@@ -69,7 +69,9 @@ def test_fingerprints_tell_models_apart(toy: Any) -> None:
         ("a café naïve", "café", (2,)),
     ],
 )
-def test_words_are_found_on_the_real_tokens(toy: Any, text: str, phrase: str, columns: tuple[int, ...]) -> None:
+def test_words_are_found_on_the_real_tokens(
+    toy: Any, text: str, phrase: str, columns: tuple[int, ...]
+) -> None:
     prompt = read_prompt(toy[1], text)
     assert prompt.find(phrase) == columns
 
@@ -85,7 +87,10 @@ def test_the_alignment_of_real_prompts_is_told_in_words(toy: Any) -> None:
     pair = read_pair(toy[1], "a red star at night", "a shiny red moon at night")
     assert pair.align().mode == "refine"
     assert "'shiny' new" in pair.align().note and "'star' gone" in pair.align().note
-    assert "red -> blue replaced; 2 words kept" in read_pair(toy[1], "a red star", "a blue star").align().note
+    assert (
+        "red -> blue replaced; 2 words kept"
+        in read_pair(toy[1], "a red star", "a blue star").align().note
+    )
 
 
 def test_two_text_encoders_have_the_same_columns(toy: Any) -> None:
@@ -115,7 +120,11 @@ def test_long_and_weighted_prompts_edit(toy: Any, source: str, target: str) -> N
     texts = [encode(clip, text) for text in (source, target, "")]
     latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
     pivot = invert_latent(model, latent, texts[0], 3, "reference", Ddim(), False)[0]
-    controlled = prompt_to_prompt(model, words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5")[0]
-    edited, plain = (edit(m, pivot, *texts, 3.0, "direct")[0]["samples"] for m in (controlled, model))
+    controlled = prompt_to_prompt(
+        model, words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5"
+    )[0]
+    edited, plain = (
+        edit(m, pivot, *texts, 3.0, "direct")[0]["samples"] for m in (controlled, model)
+    )
     assert torch.isfinite(edited).all()
     assert (edited - plain).abs().max() > 1e-2

@@ -1,4 +1,5 @@
-"""Every shipped workflow: both forms agree, every node and input exists, and no input was renamed or moved."""
+"""Every shipped workflow: both forms agree, every node and input exists, and no input was renamed
+or moved."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import thumbnails, workflows
-from bench.client import Client
+from tools.client import Client
 
 FILES = sorted(workflows.API.glob("*.json"))
 CONTRACT = pathlib.Path(__file__).parent.parent / "contract" / "nodes.json"
@@ -21,7 +22,8 @@ def known() -> dict[str, Any]:
 
 
 def essentials(page: dict[str, Any]) -> tuple[Any, ...]:
-    """A page without what versions of the host may draw differently: sizes, places, outputs that nothing reads."""
+    """A page without what versions of the host may draw differently: sizes, places, outputs that
+    nothing reads."""
     nodes = [
         {key: node[key] for key in ("id", "type", "title", "inputs", "widgets_values", "mode")}
         | {"outputs": [output for output in node["outputs"] if output["links"]]}
@@ -36,7 +38,9 @@ def test_the_pages_form_is_the_api_form(path: pathlib.Path, known: dict[str, Any
     graph = json.loads(path.read_text())
     assert essentials(page) == essentials(workflows.to_page(graph, known))
     for key, node in workflows.to_api(page, known).items():
-        kept = {name: value for name, value in node["inputs"].items() if name in graph[key]["inputs"]}
+        kept = {
+            name: value for name, value in node["inputs"].items() if name in graph[key]["inputs"]
+        }
         assert (node["class_type"], kept) == (graph[key]["class_type"], graph[key]["inputs"])
 
 
@@ -47,7 +51,8 @@ def test_every_node_and_input_exists(path: pathlib.Path, known: dict[str, Any]) 
 
 
 def test_ids_inputs_and_their_order_are_the_contract(known: dict[str, Any]) -> None:
-    """Workflows store values by position and prompts by name: what is in nodes.json may only grow at its ends."""
+    """Workflows store values by position and prompts by name: what is in nodes.json may only grow
+    at its ends."""
     frozen = json.loads(CONTRACT.read_text())
     for node, (inputs, outputs) in frozen.items():
         assert list(known[node]["inputs"])[: len(inputs)] == inputs
@@ -62,7 +67,9 @@ def test_every_node_and_input_explains_itself() -> None:
         assert schema.node_id.startswith("Pivot")
         assert schema.description and schema.display_name and schema.search_aliases
         for entry in schema.inputs:
-            assert entry.tooltip and len(entry.tooltip) > 20, f"{schema.node_id}.{entry.id} has no tooltip"
+            assert entry.tooltip and len(entry.tooltip) > 20, (
+                f"{schema.node_id}.{entry.id} has no tooltip"
+            )
 
 
 @pytest.mark.server

@@ -1,4 +1,5 @@
-"""Small models with random weights in the shapes of SD1.x, SD2.x and SDXL, and pieces of a run on them."""
+"""Small models with random weights in the shapes of SD1.x, SD2.x and SDXL, and pieces of a run on
+them."""
 
 from __future__ import annotations
 
@@ -52,8 +53,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 HEADS = {"num_heads": -1, "num_head_channels": 16}
 
 
-def build(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, shallow: bool = False) -> Any:
-    """A ModelPatcher of a kind in SHAPES, its weights a smooth-ish random start from `seed`; SD20 predicts v.
+def build(
+    kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, shallow: bool = False
+) -> Any:
+    """A ModelPatcher of a kind in SHAPES, its weights a smooth-ish random start from `seed`; SD20
+    predicts v.
 
     shallow: SDXL with attentions of at most two blocks, for tests to which depth is all the same.
     """
@@ -93,7 +97,9 @@ def conditioning(kind: str, seed: int, tokens: int = 77) -> list[Any]:
     return [[text, extra]]
 
 
-def latent(height: int = 16, width: int = 16, batch: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+def latent(
+    height: int = 16, width: int = 16, batch: int = 1, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """A random LATENT."""
     generator = torch.Generator().manual_seed(seed)
     return {"samples": torch.randn(batch, 4, height, width, generator=generator)}

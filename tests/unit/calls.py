@@ -1,4 +1,5 @@
-"""Attention calls as the UNet makes them, random and small, and the layers of the models that make them."""
+"""Attention calls as the UNet makes them, random and small, and the layers of the models that make
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ DEEP = Layer("down", 1, 0, 0, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The rows of one UNet call: chunks in any order, pictures x [source, target, target, ...] in each."""
+    """The rows of one UNet call: chunks in any order, pictures x [source, target, target, ...] in
+    each."""
 
     chunks: str = "uc"
     targets: int = 1
@@ -56,7 +58,9 @@ class Layout:
 
 
 TWO = Layout()
-layouts = st.builds(Layout, st.sampled_from(["c", "uc", "cu", "cuc"]), st.integers(1, 3), st.integers(1, 2))
+layouts = st.builds(
+    Layout, st.sampled_from(["c", "uc", "cu", "cuc"]), st.integers(1, 3), st.integers(1, 2)
+)
 
 
 def make_call(
@@ -133,7 +137,11 @@ class Sizes(torch.overrides.TorchFunctionMode):
 
 def blocks(stage: Stage, level: int, scale: int, count: int, depth: int = 1) -> Iterable[Layer]:
     """`count` attentions of one level with `depth` transformer blocks each."""
-    return (Layer(stage, level, number, index, scale) for number in range(count) for index in range(depth))
+    return (
+        Layer(stage, level, number, index, scale)
+        for number in range(count)
+        for index in range(depth)
+    )
 
 
 SD1 = (

@@ -1,4 +1,5 @@
-"""Small, slow references in float64, written from the papers' formulas and not from the pack's code."""
+"""Small, slow references in float64, written from the papers' formulas and not from the pack's
+code."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def noise(seed: int, *shape: int) -> torch.Tensor:
 
 
 def sd_abar() -> torch.Tensor:
-    """Stable Diffusion's cumulative alphas: scaled-linear betas from 0.00085 to 0.012 over 1000 steps."""
+    """Stable Diffusion's cumulative alphas: scaled-linear betas from 0.00085 to 0.012 over 1000
+    steps."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1.0 - betas, 0)
 
@@ -69,7 +71,9 @@ def v_denoiser(net: NoiseNet) -> Callable[[torch.Tensor, float], torch.Tensor]:
     return denoise
 
 
-def gaussian(mean: torch.Tensor, std: torch.Tensor) -> Callable[[torch.Tensor, float], torch.Tensor]:
+def gaussian(
+    mean: torch.Tensor, std: torch.Tensor
+) -> Callable[[torch.Tensor, float], torch.Tensor]:
     """The exact denoiser of data that is normal in every pixel."""
     return lambda X, sigma: (std**2 * X + sigma**2 * mean) / (std**2 + sigma**2)
 
@@ -137,7 +141,8 @@ def longest_common_subsequence(a: Sequence[int], b: Sequence[int]) -> int:
 def prompt(text: str) -> Prompt:
     """A prompt on CLIP's layout: chunks of 77 columns, each begin, up to 75 tokens, end, padding.
 
-    Every word is one token, or n for `word-n`; each punctuation mark around it is a token of its own.
+    Every word is one token, or n for `word-n`; each punctuation mark around it is a token of its
+    own.
     """
     pieces = [_pieces(word) for word in text.split()]
     count = sum(len(ids) for _, ids, _ in pieces)

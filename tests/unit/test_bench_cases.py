@@ -1,4 +1,5 @@
-"""The benches' cases and their judge: what the edits are, what they must keep, and what the figures say."""
+"""The benches' cases and their judge: what the edits are, what they must keep, and what the figures
+say."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ import pytest
 
 from bench.cases import HELD_OUT, KINDS, TUNED_ON
 from bench.jobs import CELL, changeable
-from bench.judge import judge, kept, psnr, ssim
+from bench.judge import judge, ssim
+from tools.pictures import psnr
 from toy.reader import read
+from toy.scenes import kept
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 CHANGED = {"add": "pattern", "remove": "pattern", "reweight": "pattern"}
@@ -20,7 +23,10 @@ CHANGED = {"add": "pattern", "remove": "pattern", "reweight": "pattern"}
 def test_the_true_edit_changes_one_word_and_is_read_as_the_target(kind: str) -> None:
     for edit in KINDS[kind].cases(3):
         assert (
-            edit.scene.change(**{CHANGED.get(kind, kind): getattr(edit.truth, CHANGED.get(kind, kind))}) == edit.truth
+            edit.scene.change(
+                **{CHANGED.get(kind, kind): getattr(edit.truth, CHANGED.get(kind, kind))}
+            )
+            == edit.truth
         )
         assert edit.scene != edit.truth
         assert read(edit.truth.render()).matches(edit.truth)
@@ -43,7 +49,8 @@ def test_cases_are_the_same_every_time_and_differ_between_kinds() -> None:
     assert first == KINDS["color"].cases(8)[:4]
     assert not {edit.scene for edit in first} & {edit.scene for edit in KINDS["shape"].cases(4)}
     judged, tuned = (
-        {edit.scene for kind in KINDS.values() for edit in kind.cases(30, at)} for at in (HELD_OUT, TUNED_ON)
+        {edit.scene for kind in KINDS.values() for edit in kind.cases(30, at)}
+        for at in (HELD_OUT, TUNED_ON)
     )
     assert len(judged) == len(tuned) == 240 and not judged & tuned
 
@@ -80,14 +87,18 @@ def test_zeroed_psnr_is_the_masked_one_over_all_pixels() -> None:
     noisy = np.where(scene > 0.5, scene - 0.1, scene + 0.1)
     found = judge(edit, noisy)
     assert found.background_psnr == pytest.approx(20.0, abs=1e-4)
-    assert found.background_psnr_zeroed == pytest.approx(20.0 - 10.0 * math.log10(np.mean(where**2)), abs=1e-3)
+    assert found.background_psnr_zeroed == pytest.approx(
+        20.0 - 10.0 * math.log10(np.mean(where**2)), abs=1e-3
+    )
 
 
 def test_ssim_falls_with_noise() -> None:
     picture = KINDS["color"].cases(1)[0].scene.render()
     noise = np.random.default_rng(0).standard_normal(picture.shape).astype(np.float32)
     found = [ssim(picture, picture + strength * noise) for strength in (0.0, 0.01, 0.05, 0.2)]
-    assert found[0] == pytest.approx(1.0) and found == sorted(found, reverse=True) and found[-1] < 0.5
+    assert (
+        found[0] == pytest.approx(1.0) and found == sorted(found, reverse=True) and found[-1] < 0.5
+    )
 
 
 @EACH
@@ -99,4 +110,9 @@ def test_changeable_cells_hold_all_that_the_true_edit_changes(kind: str) -> None
     assert not (moved & (mask == 0.0)).any()
     cells = mask.reshape(128 // CELL, CELL, 128 // CELL, CELL)
     assert np.array_equal(cells.max((1, 3)), cells.min((1, 3)))
-    assert psnr(edit.scene.render() * (1 - mask)[..., None], edit.truth.render() * (1 - mask)[..., None]) > 40.0
+    assert (
+        psnr(
+            edit.scene.render() * (1 - mask)[..., None], edit.truth.render() * (1 - mask)[..., None]
+        )
+        > 40.0
+    )

@@ -22,8 +22,8 @@ from bench.graphs import (
     sampler_of,
 )
 from bench.jobs import limits_graph
-from bench.pack import part
 from bench.sweeps import SWEEPS, jobs, settings_of
+from tools.pack import part
 
 CASE = Case("a.png", "a red cat", "a blue cat", "cat", "", "blue: 2")
 SETTINGS = Settings(steps=7, cfg=4.0)
@@ -43,12 +43,16 @@ def test_every_link_leads_to_a_node_and_every_input_exists(method: str) -> None:
                 assert value[0] in graph or value[0] in limits_graph("a", "b", "c")
             if node["class_type"] in CONTRACT:
                 assert name in CONTRACT[node["class_type"]][0]
-    assert set(CONTROLS) | {"ceiling"} <= {name for name, node in graph.items() if node["class_type"] == "SaveImage"}
+    assert set(CONTROLS) | {"ceiling"} <= {
+        name for name, node in graph.items() if node["class_type"] == "SaveImage"
+    }
 
 
 def test_methods_are_told_apart() -> None:
     graphs = {method: edit_graph(CASE, method, {"none": SETTINGS}) for method in METHODS}
-    corrections = {method: graph["none.edit"]["inputs"]["correction"] for method, graph in graphs.items()}
+    corrections = {
+        method: graph["none.edit"]["inputs"]["correction"] for method, graph in graphs.items()
+    }
     assert corrections == {
         "ddim": "none",
         "negative_prompt": "negative_prompt",
@@ -57,7 +61,10 @@ def test_methods_are_told_apart() -> None:
         "direct": "direct",
         "fixed_point": "none",
     }
-    presets = [graphs[f"null_text_{name}"]["null_text"]["inputs"]["preset"] for name in ("fast", "reference")]
+    presets = [
+        graphs[f"null_text_{name}"]["null_text"]["inputs"]["preset"]
+        for name in ("fast", "reference")
+    ]
     assert presets == ["fast", "reference"]
     assert graphs["null_text_fast"]["none.edit"]["inputs"]["inversion"] == ["null_text", 0]
     inverted = graphs["fixed_point"]["inversion"]["inputs"]
@@ -76,7 +83,12 @@ def test_controls_are_chained_in_order() -> None:
 
 def test_plain_edits_have_no_controller_and_no_guidance() -> None:
     found = kinds_of(edit_graph(CASE, "direct", {"none": SETTINGS}))
-    assert not found & {"PivotPromptToPrompt", "PivotLocalBlend", "PivotMasaCtrl", "PivotProximalGuidance"}
+    assert not found & {
+        "PivotPromptToPrompt",
+        "PivotLocalBlend",
+        "PivotMasaCtrl",
+        "PivotProximalGuidance",
+    }
     guided = edit_graph(CASE, "direct", {"proxmasactrl": SETTINGS})
     assert guided["proxmasactrl.edit"]["inputs"]["guidance"] == ["proxmasactrl.guidance", 0]
     assert guided["proxmasactrl.guidance"]["inputs"]["preset"] == "proxmasactrl"
@@ -87,7 +99,12 @@ def test_settings_reach_their_nodes() -> None:
     graph = edit_graph(CASE, "direct", dict.fromkeys(CONTROLS, odd))
     assert graph["inversion"]["inputs"]["steps"] == 9 and graph["none.edit"]["inputs"]["cfg"] == 3.5
     p2p, blend = graph["p2p.p2p"]["inputs"], graph["p2p_blend.blend"]["inputs"]
-    assert [p2p[name] for name in ("mode", "cross_end", "self_end", "self_limit")] == ["refine", 0.11, 0.22, 0.33]
+    assert [p2p[name] for name in ("mode", "cross_end", "self_end", "self_limit")] == [
+        "refine",
+        0.11,
+        0.22,
+        0.33,
+    ]
     names = ("threshold", "subtract_threshold", "start", "pool")
     assert [blend[name] for name in names] == [0.44, 0.55, 0.66, False]
     assert graph["masactrl.masactrl"]["inputs"]["start"] == 0.77
@@ -120,8 +137,12 @@ def test_pasting_takes_the_picture_outside_of_the_mask() -> None:
 
 
 def test_pasting_does_not_run_the_edit_again() -> None:
-    graph = edit_graph(CASE, "direct", {"p2p": SETTINGS, "p2p_blend": SETTINGS, "p2p_blend_paste": SETTINGS})
-    assert sampler_of(graph, "p2p_blend_paste") == sampler_of(graph, "p2p_blend") == "p2p_blend.edit"
+    graph = edit_graph(
+        CASE, "direct", {"p2p": SETTINGS, "p2p_blend": SETTINGS, "p2p_blend_paste": SETTINGS}
+    )
+    assert (
+        sampler_of(graph, "p2p_blend_paste") == sampler_of(graph, "p2p_blend") == "p2p_blend.edit"
+    )
     assert sampler_of(graph, "p2p") == "p2p.edit"
     assert graph["p2p_blend_paste.paste"]["inputs"]["mask"] == ["p2p_blend.edit", 3]
     assert graph["p2p_blend"]["inputs"]["images"] != graph["p2p_blend_paste"]["inputs"]["images"]
@@ -134,25 +155,34 @@ def test_unlike_settings_of_one_inversion_are_refused() -> None:
         with pytest.raises(ValueError, match="one cfg"):
             edit_graph(CASE, method, {"none": SETTINGS, "p2p": other})
     with pytest.raises(ValueError, match="one number of steps"):
-        edit_graph(CASE, "direct", {"none": SETTINGS, "p2p": dataclasses.replace(SETTINGS, steps=3)})
+        edit_graph(
+            CASE, "direct", {"none": SETTINGS, "p2p": dataclasses.replace(SETTINGS, steps=3)}
+        )
 
 
 def test_checkpoints_take_the_stock_loader() -> None:
     graph = edit_graph(CASE, "direct", {"none": SETTINGS}, "sd15.safetensors")
-    assert graph["model"] == {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}}
+    assert graph["model"] == {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "sd15.safetensors"},
+    }
 
 
 def test_presets_as_values_are_the_preset() -> None:
-    rule = part("host.guidance").PRESETS["proxmasactrl"]
-    values = {name: value for name, value in proximal("proxmasactrl", 0.6).items() if name != "preset"}
-    assert part("host.guidance").guidance("custom", **values) == rule
+    rule = part("host.tasks.guidance").PRESETS["proxmasactrl"]
+    values = {
+        name: value for name, value in proximal("proxmasactrl", 0.6).items() if name != "preset"
+    }
+    assert part("host.tasks.guidance").guidance("custom", **values) == rule
 
 
 def test_rows_are_read_from_reports() -> None:
     assert rows_per_step("50 steps, cfg 7.5, direct, 2.80 UNet rows a step; mind the gap") == 2.8
     with pytest.raises(ValueError, match="UNet rows"):
         rows_per_step("done")
-    report = "fast, cfg 7.5: mean squared distance 1e-4, 104 forward and 48 backward UNet rows a picture"
+    report = (
+        "fast, cfg 7.5: mean squared distance 1e-4, 104 forward and 48 backward UNet rows a picture"
+    )
     assert prepare_rows("direct", 50) == 50
     assert prepare_rows("null_text_fast", 50, report) == 202
     assert prepare_rows("fixed_point", 50) == 50 * 2 * (1 + part("inversion").FixedPoint.iterations)

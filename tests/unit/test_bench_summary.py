@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import pack, quality
+from bench import quality
 from bench.cases import KINDS
 from bench.graphs import CONTROLS, EDITS, METHODS, PASTED, Settings
 from bench.jobs import Job, Made, Uploads, _left, graph_of, make
-from bench.pack import PARTS, ROOT, digest
 from bench.summary import (
     LIMITS,
     TUNED,
@@ -32,11 +31,22 @@ from bench.summary import (
     suited,
     table,
 )
+from tools import pack
+from tools.pack import PARTS, ROOT, digest
 
 
-def line(case: str, method: str = "direct", control: str = "none", cfg: float = 7.5, **found: Any) -> dict[str, Any]:
+def line(
+    case: str, method: str = "direct", control: str = "none", cfg: float = 7.5, **found: Any
+) -> dict[str, Any]:
     kind = case.partition("-")[0]
-    made = {"case": case, "kind": kind, "method": method, "control": control, "wrong": [], "edit_success": True}
+    made = {
+        "case": case,
+        "kind": kind,
+        "method": method,
+        "control": control,
+        "wrong": [],
+        "edit_success": True,
+    }
     made["settings"] = dataclasses.asdict(dataclasses.replace(KINDS[kind].settings, cfg=cfg))
     made |= {
         "background_psnr": 30.0,
@@ -71,10 +81,21 @@ LINES = [
 
 def test_rows_are_means_by_kind() -> None:
     rows = rows_of(LINES)
-    color, rigid, everything = (find(rows, "direct", "none", kind) for kind in ("color", "rigid", "all"))
-    assert (color["n"], color["truth_psnr"], color["ceiling_psnr"], color["edit_success"]) == (2, 25.0, 39.0, 0.5)
-    assert color["object_kept"] == 1.0 and find(rows, "direct", "none", "shape")["object_kept"] == 0.0
-    assert {name: rigid[name] for name in rigid if name != "kind"} == {n: color[n] for n in color if n != "kind"}
+    color, rigid, everything = (
+        find(rows, "direct", "none", kind) for kind in ("color", "rigid", "all")
+    )
+    assert (color["n"], color["truth_psnr"], color["ceiling_psnr"], color["edit_success"]) == (
+        2,
+        25.0,
+        39.0,
+        0.5,
+    )
+    assert (
+        color["object_kept"] == 1.0 and find(rows, "direct", "none", "shape")["object_kept"] == 0.0
+    )
+    assert {name: rigid[name] for name in rigid if name != "kind"} == {
+        n: color[n] for n in color if n != "kind"
+    }
     assert everything["n"] == 3 and everything["truth_psnr"] == pytest.approx(70 / 3, abs=1e-4)
     assert everything["seconds"] == 3.0 and everything["rows_per_step"] == 3.0
     with pytest.raises(KeyError):
@@ -109,9 +130,17 @@ def test_cases_without_limits_are_left_out() -> None:
 
 
 def test_common_rows_are_of_the_same_cases() -> None:
-    lines = [*LINES, line("color-000", "negative_prompt"), line("color-001", "negative_prompt", cfg=2.0)]
+    lines = [
+        *LINES,
+        line("color-000", "negative_prompt"),
+        line("color-001", "negative_prompt", cfg=2.0),
+    ]
     rows = common(lines, 7.5)
-    assert find(rows, "direct", "none", "all")["n"] == find(rows, "negative_prompt", "none", "all")["n"] == 1
+    assert (
+        find(rows, "direct", "none", "all")["n"]
+        == find(rows, "negative_prompt", "none", "all")["n"]
+        == 1
+    )
     assert {row["cfg"] for row in common([*lines, line("color-000", cfg=2.0)], 7.5)} == {7.5, None}
 
 
@@ -121,7 +150,11 @@ def test_gains_are_paired() -> None:
         for method, base in (("ddim", 10.0), ("direct", 13.0))
         for i in range(5)
     ]
-    lines += [line("color-009", "direct", truth_psnr=99.0), line("shape-000", "direct"), line("shape-000", "ddim")]
+    lines += [
+        line("color-009", "direct", truth_psnr=99.0),
+        line("shape-000", "direct"),
+        line("shape-000", "ddim"),
+    ]
     found = gain(lines, ("direct", "none", 7.5), ("ddim", "none", 7.5), "truth_psnr", ["color"])
     assert found == {"gain": 3.0, "interval": [3.0, 3.0], "n": 5}
     with pytest.raises(ValueError, match="no case"):
@@ -139,7 +172,11 @@ def test_methods_of_one_inversion_share_its_time() -> None:
         line("color-000", "null_text_fast", cfg=2.0, prepare_seconds=None, null_text_seconds=2.0),
         limit("color-000", 38.0),
     ]
-    assert prepare_seconds("direct", lines, 7.5) == prepare_seconds("direct", lines, 2.0) == pytest.approx(3.0)
+    assert (
+        prepare_seconds("direct", lines, 7.5)
+        == prepare_seconds("direct", lines, 2.0)
+        == pytest.approx(3.0)
+    )
     assert prepare_seconds("null_text_fast", lines, 7.5) == pytest.approx(8.5)
     assert prepare_seconds("fixed_point", lines, 7.5) == 9.0
     assert prepare_seconds("null_text_fast", lines, 2.0) == pytest.approx(3.0 + 2.0)
@@ -157,13 +194,16 @@ def test_tables_show_means_and_intervals() -> None:
 def test_cut_off_lines_do_not_count_and_the_last_does(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cases.jsonl"
     again = line("color-000", truth_psnr=27.0)
-    path.write_text("\n".join(json.dumps(each) for each in (LINES[0], LINES[1], again)) + '\n{"case": "color-0')
+    path.write_text(
+        "\n".join(json.dumps(each) for each in (LINES[0], LINES[1], again)) + '\n{"case": "color-0'
+    )
     found = read_lines(path)
     assert [each["truth_psnr"] for each in found] == [27.0, 26.0]
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
-# -- the plan and what is left of it -----------------------------------------------------------------------
+# -- the plan and what is left of it
+# -----------------------------------------------------------------------
 
 
 def chosen(**others: Any) -> argparse.Namespace:
@@ -176,7 +216,9 @@ def by_method(jobs: list[Job], cfg: float) -> dict[str, set[str]]:
     """The controls of every method at a cfg, all else as the kind has it."""
     own = dataclasses.replace(KINDS[jobs[0].kind].settings, cfg=cfg)
     return {
-        job.method: {name for name, _ in job.controls} for job in jobs if job.controls and job.controls[0][1] == own
+        job.method: {name for name, _ in job.controls}
+        for job in jobs
+        if job.controls and job.controls[0][1] == own
     }
 
 
@@ -187,7 +229,9 @@ def test_the_plan_covers_every_kind_method_and_control() -> None:
     first, second, third = (by_method(cases[at], 7.5) for at in (0, 8, 16))
     assert set(first) == set(METHODS) and set(second) == set(METHODS) - {"null_text_reference"}
     assert all(names >= set(EDITS) for names in (*first.values(), *second.values()))
-    assert third == {method: set(names) for method, names in quality.CORE.items()} | {"direct": {*EDITS, PASTED}}
+    assert third == {method: set(names) for method, names in quality.CORE.items()} | {
+        "direct": {*EDITS, PASTED}
+    }
     back = {method for method, names in second.items() if "reconstruction" in names}
     assert back == set(second) and "reconstruction" not in first["null_text_reference"]
 
@@ -196,7 +240,10 @@ def test_little_guidance_is_tried_on_some_and_with_direct_on_all_rigid_kinds() -
     cases = quality.plan(chosen())
     low = quality.GENTLE_CFG
     assert set(by_method(cases[0], low)) == set(METHODS)
-    assert by_method(cases[16], low) == {"direct": set(quality.BLENDED)} and cases[16][0].kind == "color"
+    assert (
+        by_method(cases[16], low) == {"direct": set(quality.BLENDED)}
+        and cases[16][0].kind == "color"
+    )
     assert by_method(cases[16], quality.RIGID_CFGS[1]) == {"direct": set(quality.BLENDED)}
     assert by_method(cases[16 + list(KINDS).index("shape")], low) == {}
 
@@ -207,7 +254,9 @@ def test_the_whole_plan_has_240_pairs_of_eight_kinds() -> None:
     assert len(cases) == len(edits) == 240
 
 
-def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_is_not_made_again(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = KINDS["color"].settings
     job = Job("color", 0, "direct", (("none", settings), ("p2p", settings)))
     done = key("color-000", "direct", "none", dataclasses.asdict(settings))
@@ -221,11 +270,17 @@ def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.C
     assert Job("color", 0, "autoencoder").without(set(list(limits)[:1])) is not None
     made = line("color-000", "direct", "none") | {"settings": dataclasses.asdict(settings)}
     (tmp_path / "cases.jsonl").write_text(json.dumps(made) + "\n")
-    assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
+    assert (
+        make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl")
+        == Made()
+    )
     said = capsys.readouterr().out
     assert "0 jobs of 1" in said and "1 of 1 pictures are from other versions of the pack" in said
     (tmp_path / "cases.jsonl").write_text(json.dumps(made | {"pack": digest()}) + "\n")
-    assert make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl") == Made()
+    assert (
+        make([[dataclasses.replace(job, controls=job.controls[:1])]], tmp_path, "cases.jsonl")
+        == Made()
+    )
     assert "other versions" not in capsys.readouterr().out
     lines = [made | {"pack": digest()}, made | {"case": "color-001"}]
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -234,11 +289,20 @@ def test_what_is_done_is_not_made_again(tmp_path: pathlib.Path, capsys: pytest.C
 
 
 def test_the_way_that_suits_is_the_nearest_of_those_that_edit() -> None:
-    found = {"none": (1.0, 20.0), "p2p": (0.95, 22.0), "p2p_blend": (0.85, 26.0), "proxnpi": (0.0, 30.0)}
+    found = {
+        "none": (1.0, 20.0),
+        "p2p": (0.95, 22.0),
+        "p2p_blend": (0.85, 26.0),
+        "proxnpi": (0.0, 30.0),
+    }
     same = {"method": "direct", "kind": "color", "n": 30}
     rows = [
         {**same, "control": name, "cfg": 7.5, "edit_success": success, "truth_psnr": near}
-        for name, (success, near) in {**found, "masactrl": (1.0, 19.0), "proxmasactrl": (1.0, 18.0)}.items()
+        for name, (success, near) in {
+            **found,
+            "masactrl": (1.0, 19.0),
+            "proxmasactrl": (1.0, 18.0),
+        }.items()
     ]
     assert suited(rows, "color")["control"] == "p2p"
     pasted = {**same, "control": PASTED, "cfg": 7.5, "edit_success": 0.95, "truth_psnr": 23.0}
@@ -278,15 +342,21 @@ def test_a_picture_is_uploaded_once() -> None:
     client = Counting()
     upload = Uploads(client)  # type: ignore[arg-type]
     jobs = [Job("color", 0, "direct", (("none", Settings(cfg)),)) for cfg in (1.0, 2.0)]
-    graphs = [graph_of(job, upload) for job in (*jobs, Job("color", 0, "autoencoder"), Job("color", 1, "autoencoder"))]
+    graphs = [
+        graph_of(job, upload)
+        for job in (*jobs, Job("color", 0, "autoencoder"), Job("color", 1, "autoencoder"))
+    ]
     assert client.names == [
-        f"pivot_color-{case}.png" for case in ("000", "000_true", "000_mask", "001", "001_true", "001_mask")
+        f"pivot_color-{case}.png"
+        for case in ("000", "000_true", "000_mask", "001", "001_true", "001_mask")
     ]
     assert graphs[0]["image"] == graphs[1]["image"]
 
 
-def test_the_packs_mark_is_of_all_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "tests"}
+def test_the_packs_mark_is_of_all_its_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "tests", "tools"}
     assert packages == set(PARTS)
     monkeypatch.setattr(pack, "ROOT", tmp_path)
     files = [tmp_path / "__init__.py", *(tmp_path / name / "part.py" for name in PARTS)]
@@ -305,7 +375,11 @@ def test_the_packs_mark_is_of_all_its_code(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_rows_are_in_the_order_of_cfgs_and_tuned_ones_last() -> None:
     lines = [line("color-000", cfg=cfg) for cfg in (2.0, 7.5, 3.0)]
     tuned = line("color-000") | {"settings": dataclasses.asdict(KINDS["color"].tuned)}
-    rows = [row for row in rows_of([*lines, tuned, limit("color-000", 38.0)]) if row["kind"] == "color"]
+    rows = [
+        row for row in rows_of([*lines, tuned, limit("color-000", 38.0)]) if row["kind"] == "color"
+    ]
     assert [row["cfg"] for row in rows] == [7.5, 3.0, 2.0, None, TUNED]
     assert rows[-1]["settings"] == tuned["settings"] and "settings" not in rows[0]
-    assert "all" not in {row["kind"] for row in rows_of([tuned, limit("color-000", 38.0)]) if row["cfg"] == TUNED}
+    assert "all" not in {
+        row["kind"] for row in rows_of([tuned, limit("color-000", 38.0)]) if row["cfg"] == TUNED
+    }

@@ -12,16 +12,22 @@ import pytest
 
 from bench import quality, tuning
 from bench.cases import HELD_OUT, KINDS, RIGID_KINDS, TUNED_FILE
-from bench.client import ServerError
 from bench.graphs import PASTED, Settings, control_of
 from bench.summary import TUNED, cfgs_of
+from tools.client import ServerError
 
 EACH = pytest.mark.parametrize("kind", tuning.SUITED)
 
 
 def trial(read: float, near: float, **changed: Any) -> dict[str, Any]:
     settings = dataclasses.asdict(Settings(**changed))
-    return {"n": 20, "edit_success": read, "background_psnr": 30.0, "truth_psnr": near, "settings": settings}
+    return {
+        "n": 20,
+        "edit_success": read,
+        "background_psnr": 30.0,
+        "truth_psnr": near,
+        "settings": settings,
+    }
 
 
 def line(kind: str, settings: Settings) -> dict[str, Any]:
@@ -47,7 +53,9 @@ def test_one_field_is_tried_at_a_time_and_thresholds_where_words_are() -> None:
     assert all(dataclasses.replace(one, cfg=7.5) == start for one in cfgs)
     assert tuning.trials(KINDS["color"], "subtract_threshold", start) == []
     assert tuning.trials(KINDS["background"], "threshold", start) == []
-    pooled = {(one.threshold, one.pool) for one in tuning.trials(KINDS["color"], "threshold", start)}
+    pooled = {
+        (one.threshold, one.pool) for one in tuning.trials(KINDS["color"], "threshold", start)
+    }
     assert len(pooled) == 8 and {pool for _, pool in pooled} == {False, True}
 
 
@@ -66,7 +74,9 @@ def test_jobs_try_all_settings_of_a_case_at_once_on_scenes_of_their_own() -> Non
         [("color-001", 2)],
         [("background-001", 1)],
     ]
-    assert {control_of(name) for case in cases for job in case for name, _ in job.controls} == {PASTED}
+    assert {control_of(name) for case in cases for job in case for name, _ in job.controls} == {
+        PASTED
+    }
     judged = {edit.scene for edit in KINDS["color"].cases(30, HELD_OUT)}
     assert not judged & {job.edit.scene for case in cases for job in case}
 
@@ -82,14 +92,22 @@ def test_means_are_of_the_lines_with_these_settings() -> None:
         line("pattern", Settings(2.0)) | first | {"case": "pattern-000"},
     ]
     one = tuning.judged("color", Settings(2.0), lines, 2)
-    assert (one["n"], one["edit_success"], one["background_psnr"], one["truth_psnr"]) == (2, 0.5, 30.0, 22.0)
+    assert (one["n"], one["edit_success"], one["background_psnr"], one["truth_psnr"]) == (
+        2,
+        0.5,
+        30.0,
+        22.0,
+    )
     assert Settings(**one["settings"]) == Settings(2.0)
     with pytest.raises(ValueError, match="expected 4 lines of color"):
         tuning.judged("color", Settings(2.0), lines, 4)
 
 
-def test_fields_are_tuned_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """With a model whose distance to the truth falls with the distance from one place, the search ends there."""
+def test_fields_are_tuned_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """With a model whose distance to the truth falls with the distance from one place, the search
+    ends there."""
     wanted = {
         "cfg": 3.0,
         "threshold": 0.5,
@@ -105,8 +123,12 @@ def test_fields_are_tuned_one_after_the_other(monkeypatch: pytest.MonkeyPatch, t
         with (folder / name).open("a") as file:
             for job in (job for case in cases for job in case):
                 for control, own in job.controls:
-                    near = 30.0 - sum(abs(getattr(own, field) - value) for field, value in wanted.items())
-                    near -= 5.0 * (own.blend_start < 0.4 and own.cfg < 7.5)  # the best cfg shows at the end alone
+                    near = 30.0 - sum(
+                        abs(getattr(own, field) - value) for field, value in wanted.items()
+                    )
+                    near -= 5.0 * (
+                        own.blend_start < 0.4 and own.cfg < 7.5
+                    )  # the best cfg shows at the end alone
                     found = line(job.kind, own) | {"case": job.case, "method": job.method}
                     found["control"] = control_of(control)
                     found |= {"edit_success": True, "background_psnr": 30.0, "truth_psnr": near}
@@ -128,7 +150,10 @@ def test_failed_jobs_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_written_is_read_again() -> None:
     tried = [trial(1.0, 25.0), trial(0.95, 26.0, cfg=2.0)]
-    written = {"color": {"best": tried[1], "tried": tried}, "shape": {"best": tried[0], "tried": tried[:1]}}
+    written = {
+        "color": {"best": tried[1], "tried": tried},
+        "shape": {"best": tried[0], "tried": tried[:1]},
+    }
     text = tuning._text(written)
     assert json.loads(text) == written
     assert sum('"n": 20' in each for each in text.splitlines()) == 2 + 3  # a line for every trial
@@ -141,7 +166,9 @@ def test_the_best_of_all_is_written_and_other_kinds_stay(
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"shape": {"best": tried[0], "tried": tried[:1]}}))
     monkeypatch.setattr(tuning, "TUNED_FILE", path)
-    monkeypatch.setattr(tuning, "search", lambda *_: iter([{"color": tried[:2]}, {}, {"color": tried[2:]}]))
+    monkeypatch.setattr(
+        tuning, "search", lambda *_: iter([{"color": tried[:2]}, {}, {"color": tried[2:]}])
+    )
     monkeypatch.setattr("sys.argv", ["tuning", "--kinds", "color"])
     assert tuning.run() == 0
     written = json.loads(path.read_text())
@@ -149,7 +176,8 @@ def test_the_best_of_all_is_written_and_other_kinds_stay(
     assert written["shape"]["best"] == tried[0]
 
 
-# -- what was found ----------------------------------------------------------------------------------------
+# -- what was found
+# ----------------------------------------------------------------------------------------
 
 
 @EACH
@@ -162,7 +190,9 @@ def test_tuned_settings_are_the_best_of_what_was_tried(kind: str) -> None:
 
 @EACH
 def test_tuned_edits_are_made_of_every_case(kind: str) -> None:
-    for case in quality.plan(quality.options(["--kinds", kind, "--per-kind", "3", "--others", "1"])):
+    for case in quality.plan(
+        quality.options(["--kinds", kind, "--per-kind", "3", "--others", "1"])
+    ):
         tuned = [job for job in case if job.controls and job.controls[0][1] == KINDS[kind].tuned]
         assert {name for job in tuned for name, _ in job.controls} >= {"none", "p2p_blend", PASTED}
         assert {job.method for job in tuned} == {"direct"}
@@ -170,8 +200,16 @@ def test_tuned_edits_are_made_of_every_case(kind: str) -> None:
 
 def test_tuned_edits_are_left_out_like_all_others() -> None:
     kind, tuned = ["--kinds", "color", "--per-kind", "1"], KINDS["color"].tuned
-    plans = [["--steps", "7"], ["--methods", "ddim"], ["--controls", "masactrl"], ["--controls", "none"]]
-    made = [[one for job in case for one in job.controls] for case in quality.plan(quality.options(kind))]
+    plans = [
+        ["--steps", "7"],
+        ["--methods", "ddim"],
+        ["--controls", "masactrl"],
+        ["--controls", "none"],
+    ]
+    made = [
+        [one for job in case for one in job.controls]
+        for case in quality.plan(quality.options(kind))
+    ]
     assert sum(own == tuned for _, own in made[0]) == 3
     for extra, count in zip(plans, (0, 0, 0, 1), strict=True):
         (case,) = quality.plan(quality.options([*kind, *extra]))
@@ -202,7 +240,9 @@ def test_lines_count_under_their_cfg_or_as_tuned_or_not_at_all(kind: str) -> Non
 
 def test_tuned_to_another_cfg_alone_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     own = dataclasses.replace(KINDS["color"].settings, cfg=2.0)
-    monkeypatch.setattr("bench.cases._tuned", lambda: {"color": {"best": {"settings": dataclasses.asdict(own)}}})
+    monkeypatch.setattr(
+        "bench.cases._tuned", lambda: {"color": {"best": {"settings": dataclasses.asdict(own)}}}
+    )
     assert cfgs_of(line("color", own)) == (2.0, TUNED)
     other = dataclasses.replace(own, threshold=0.9)
     assert cfgs_of(line("color", other)) == ()

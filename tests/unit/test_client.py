@@ -13,8 +13,17 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from bench.client import Client, Event, Interrupted, JobFailed, Result, ServerError, raise_failure, refusal
-from bench.server import free_port
+from tools.client import (
+    Client,
+    Event,
+    Interrupted,
+    JobFailed,
+    Result,
+    ServerError,
+    raise_failure,
+    refusal,
+)
+from tools.server import free_port
 
 
 class Scripted:
@@ -68,7 +77,9 @@ class Scripted:
         socket = self.sockets[-1]
         self.posted.append((await request.json())["prompt"])
         if len(self.posted) in self.refused:
-            return web.json_response({"error": {"message": "no outputs"}, "node_errors": {}}, status=400)
+            return web.json_response(
+                {"error": {"message": "no outputs"}, "node_errors": {}}, status=400
+            )
         await socket.send_bytes(b"a preview picture")
         for kind, data in self.messages:
             if kind == "close":
@@ -142,7 +153,11 @@ def test_images_texts_and_previews_are_fetched(scripted: Scripted, client: Clien
 
 
 def test_failed_node_is_named(scripted: Scripted, client: Client) -> None:
-    failure = {"node_id": "4", "node_type": "PivotEditSampler", "exception_message": "Expected a, got b\n"}
+    failure = {
+        "node_id": "4",
+        "node_type": "PivotEditSampler",
+        "exception_message": "Expected a, got b\n",
+    }
     scripted.messages = [of_run("execution_error", **failure)]
     with pytest.raises(ServerError, match=r"^node 4 \(PivotEditSampler\): Expected a, got b$"):
         client.run({})
@@ -190,7 +205,9 @@ def test_refusal_without_nodes_keeps_the_message() -> None:
     assert str(refusal("POST /prompt", 400, body)) == "no outputs"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"error": "text"}', b'{"node_errors": []}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"<html>", b'{"error": "text"}', b'{"node_errors": []}']
+)
 def test_refusal_survives_any_body(body: bytes) -> None:
     assert "status 500" in str(refusal("GET /", 500, body))
 
@@ -205,11 +222,18 @@ def numbered(number: int, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
 
 
 def test_many_runs_come_back_in_their_order(scripted: Scripted, client: Client) -> None:
-    ends = [[numbered(n, "executing", node=str(n)), numbered(n, "executing", node=None)] for n in (1, 2, 3)]
+    ends = [
+        [numbered(n, "executing", node=str(n)), numbered(n, "executing", node=None)]
+        for n in (1, 2, 3)
+    ]
     scripted.messages = [message for end in ends for message in end]
     results = list(client.run_all([{"n": {"job": n}} for n in (1, 2, 3)]))
     assert [posted["n"]["job"] for posted in scripted.posted] == [1, 2, 3]
-    assert [result.executed for result in results if isinstance(result, Result)] == [["1"], ["2"], ["3"]]
+    assert [result.executed for result in results if isinstance(result, Result)] == [
+        ["1"],
+        ["2"],
+        ["3"],
+    ]
 
 
 def test_runs_are_queued_ahead_but_not_all_at_once(scripted: Scripted, client: Client) -> None:
@@ -221,7 +245,11 @@ def test_runs_are_queued_ahead_but_not_all_at_once(scripted: Scripted, client: C
 
 
 def test_a_failed_run_does_not_stop_the_others(scripted: Scripted, client: Client) -> None:
-    failure = {"node_id": "4", "node_type": "PivotEditSampler", "exception_message": "Expected a, got b"}
+    failure = {
+        "node_id": "4",
+        "node_type": "PivotEditSampler",
+        "exception_message": "Expected a, got b",
+    }
     scripted.messages = [
         numbered(1, "execution_error", **failure),
         numbered(1, "executing", node=None),
@@ -230,7 +258,10 @@ def test_a_failed_run_does_not_stop_the_others(scripted: Scripted, client: Clien
     scripted.refused = {2}
     results = list(client.run_all([{}, {}, {}]))
     assert [type(result) for result in results] == [JobFailed, JobFailed, Result]
-    assert [str(result) for result in results[:2]] == ["node 4 (PivotEditSampler): Expected a, got b", "no outputs"]
+    assert [str(result) for result in results[:2]] == [
+        "node 4 (PivotEditSampler): Expected a, got b",
+        "no outputs",
+    ]
 
 
 def test_a_server_that_is_gone_stops_all(scripted: Scripted, client: Client) -> None:
@@ -242,7 +273,7 @@ def test_a_server_that_is_gone_stops_all(scripted: Scripted, client: Client) -> 
 
 def test_nodes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 12.5, 13.0, 20.0])
-    monkeypatch.setattr("bench.client.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("tools.client.time.monotonic", lambda: next(times))
     result = Result("p1")
     for node in ("2", "3", "2", None):
         result.note(Event("executing", {"node": node}))

@@ -1,4 +1,5 @@
-"""What makes the source row come back: each correction in a two-row replay over an analytic denoiser."""
+"""What makes the source row come back: each correction in a two-row replay over an analytic
+denoiser."""
 
 from __future__ import annotations
 
@@ -42,12 +43,19 @@ def inverted(source: str = "a cat") -> Trajectory:
 
 
 def replay(
-    trajectory: Trajectory, correction: Correction, w: float, target: str = "a dog", negative: str = ""
+    trajectory: Trajectory,
+    correction: Correction,
+    w: float,
+    target: str = "a dog",
+    negative: str = "",
 ) -> torch.Tensor:
     """[source, target] rows of every level from noise to clean, [N + 1, 2, C, H, W]."""
     source = trajectory.conditioning
     texts = {"source": source, "negative": negative}
-    unconds = tuple(texts[correction.uncond(row, Place(0, trajectory.steps, 0.0)).base] for row in ("source", "target"))
+    unconds = tuple(
+        texts[correction.uncond(row, Place(0, trajectory.steps, 0.0)).base]
+        for row in ("source", "target")
+    )
     x = torch.cat([trajectory.noise] * 2)
     latents = [x]
     for i in range(trajectory.steps, 0, -1):
@@ -75,7 +83,9 @@ def conditional(trajectory: Trajectory, text: str) -> torch.Tensor:
     x, sigmas = trajectory.noise, trajectory.sigmas.flip(0).tolist()
     latents = [x]
     for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
-        latents.append(ddim_step(latents[-1], predict((text,), latents[-1], sigma), sigma, sigma_next))
+        latents.append(
+            ddim_step(latents[-1], predict((text,), latents[-1], sigma), sigma, sigma_next)
+        )
     return torch.stack(latents)
 
 
@@ -112,19 +122,27 @@ def test_direct_gives_the_precision_and_device_it_was_asked_in() -> None:
 @pytest.mark.parametrize("w", [1.0, 7.5])
 def test_direct_by_added_differences_is_direct_to_one_rounding_a_step(w: float) -> None:
     pivot = inverted()
-    added, set_ = (replay(pivot, correction_named("direct", legacy=legacy), w) for legacy in (True, False))
+    added, set_ = (
+        replay(pivot, correction_named("direct", legacy=legacy), w) for legacy in (True, False)
+    )
     assert torch.equal(added[:, 1:], set_[:, 1:])
     ulp = torch.finfo(torch.float32).eps * set_.abs().max().item()
     torch.testing.assert_close(added, set_, rtol=0, atol=ulp)
 
 
-def two_passes(pivot: Trajectory, w: float, scale: float, every: int, target: str = "a dog") -> torch.Tensor:
-    """The reference's two passes, from METHODS 9: differences measured along the corrected rows without any control,
-    then added to the source row of the edit; [source, target] of every level, noise first."""
+def two_passes(
+    pivot: Trajectory, w: float, scale: float, every: int, target: str = "a dog"
+) -> torch.Tensor:
+    """The reference's two passes, from METHODS 9: differences measured along the corrected rows
+    without any control, then added to the source row of the edit; [source, target] of every level,
+    noise first."""
     descending = pivot.sigmas.flip(0).tolist()
 
     def prev(x: torch.Tensor, i: int) -> torch.Tensor:
-        eps_u, eps_c = predict(("", ""), x, descending[i]), predict((pivot.conditioning, target), x, descending[i])
+        eps_u, eps_c = (
+            predict(("", ""), x, descending[i]),
+            predict((pivot.conditioning, target), x, descending[i]),
+        )
         return ddim_step(x, eps_u + w * (eps_c - eps_u), descending[i], descending[i + 1])
 
     offsets, x = [], torch.cat([pivot.noise] * 2)
@@ -141,7 +159,9 @@ def two_passes(pivot: Trajectory, w: float, scale: float, every: int, target: st
     return torch.stack(latents)
 
 
-@pytest.mark.parametrize(("scale", "every"), [(1.0, 1), (0.4, 1), (0.8, 1), (1.0, 2), (1.0, 5), (1.0, 24), (0.8, 10)])
+@pytest.mark.parametrize(
+    ("scale", "every"), [(1.0, 1), (0.4, 1), (0.8, 1), (1.0, 2), (1.0, 5), (1.0, 24), (0.8, 10)]
+)
 def test_directs_ablations_are_the_references_two_passes(scale: float, every: int) -> None:
     pivot = inverted()
     pivot = dataclasses.replace(pivot, latents=pivot.latents.double())
@@ -152,15 +172,21 @@ def test_directs_ablations_are_the_references_two_passes(scale: float, every: in
 
 
 @pytest.mark.parametrize(
-    ("options", "pinned"), [({}, True), ({"legacy": True}, False), ({"scale": 0.9}, False), ({"every": 2}, False)]
+    ("options", "pinned"),
+    [({}, True), ({"legacy": True}, False), ({"scale": 0.9}, False), ({"every": 2}, False)],
 )
-def test_only_direct_as_it_is_knows_the_source_without_running_it(options: dict[str, Any], pinned: bool) -> None:
+def test_only_direct_as_it_is_knows_the_source_without_running_it(
+    options: dict[str, Any], pinned: bool
+) -> None:
     assert correction_named("direct", **options).pinned == pinned
 
 
 @pytest.mark.parametrize("options", [{"scale": 1.5}, {"scale": -0.1}, {"every": 0}])
 def test_direct_refuses_impossible_options(options: dict[str, Any]) -> None:
-    with pytest.raises(PivotError, match="scale between 0 and 1 and every at least 1, but got .* in Direct Inversion"):
+    with pytest.raises(
+        PivotError,
+        match="scale between 0 and 1 and every at least 1, but got .* in Direct Inversion",
+    ):
         correction_named("direct", **options)
 
 
@@ -190,7 +216,9 @@ def test_negative_prompt_reads_the_source_where_plain_guidance_reads_the_negativ
 def reads(step: int = 9, **options: Any) -> tuple[Uncond, Uncond]:
     """What source and target read at one of ten steps."""
     correction = correction_named("negative_prompt", **options)
-    return correction.uncond("source", Place(step, 10, 1.0)), correction.uncond("target", Place(step, 10, 1.0))
+    return correction.uncond("source", Place(step, 10, 1.0)), correction.uncond(
+        "target", Place(step, 10, 1.0)
+    )
 
 
 def test_interpolation_goes_from_the_source_prompt_to_the_negative_one() -> None:
@@ -200,7 +228,9 @@ def test_interpolation_goes_from_the_source_prompt_to_the_negative_one() -> None
     assert reads(interpolation=1.0) == (NEGATIVE, NEGATIVE)
 
 
-@pytest.mark.parametrize(("mix", "target"), [(0.0, SOURCE), (0.3, Uncond("source", 0.3)), (1.0, NEGATIVE)])
+@pytest.mark.parametrize(
+    ("mix", "target"), [(0.0, SOURCE), (0.3, Uncond("source", 0.3)), (1.0, NEGATIVE)]
+)
 def test_keep_source_holds_the_source_row_to_its_prompt(mix: float, target: Uncond) -> None:
     assert reads(interpolation=mix, keep_source=True) == (SOURCE, target)
 
@@ -215,7 +245,9 @@ def test_before_its_start_all_rows_read_the_negative_prompt(start: float, first:
 @pytest.mark.parametrize("option", ["interpolation", "start"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_negative_prompt_refuses_what_is_no_fraction(option: str, value: float) -> None:
-    with pytest.raises(PivotError, match=f"{option} between 0 and 1, but got {value} in Negative-Prompt Inversion"):
+    with pytest.raises(
+        PivotError, match=f"{option} between 0 and 1, but got {value} in Negative-Prompt Inversion"
+    ):
         correction_named("negative_prompt", **{option: value})
 
 
@@ -225,7 +257,10 @@ def test_negative_prompt_refuses_what_is_no_fraction(option: str, value: float) 
 def sphere(mix: float, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Of two flattened texts, by the formula."""
     angle = math.acos((a.flatten() @ b.flatten() / (a.norm() * b.norm())).item())
-    return math.sin((1 - mix) * angle) / math.sin(angle) * a + math.sin(mix * angle) / math.sin(angle) * b
+    return (
+        math.sin((1 - mix) * angle) / math.sin(angle) * a
+        + math.sin(mix * angle) / math.sin(angle) * b
+    )
 
 
 @few
@@ -234,7 +269,9 @@ def test_slerp_is_the_formula_on_every_row(mix: float, seed: int) -> None:
     a, b = noise(seed, 2, 7, 5), noise(seed + 1, 2, 7, 5)
     expected = torch.stack([sphere(mix, *pair) for pair in zip(a, b, strict=True)])
     torch.testing.assert_close(slerp(mix, a, b), expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(slerp(mix, a.float(), b.float()).double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        slerp(mix, a.float(), b.float()).double(), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_slerp_turns_evenly_and_keeps_the_length() -> None:
@@ -286,7 +323,10 @@ def test_uncorrected_is_plain_guidance_on_both_rows() -> None:
 def test_only_uncorrected_guidance_loses_the_picture() -> None:
     pivot = inverted()
     error = {
-        name: (replay(pivot, correction_named(name), 7.5)[-1, 0] - pivot.latents[0, 0]).abs().mean().item()
+        name: (replay(pivot, correction_named(name), 7.5)[-1, 0] - pivot.latents[0, 0])
+        .abs()
+        .mean()
+        .item()
         for name in ("direct", "negative_prompt", "none")
     }
     assert error["direct"] == 0.0

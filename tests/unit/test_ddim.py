@@ -1,4 +1,5 @@
-"""DDIM inversion: against diffusers, exact where it must be, first order where it can only be that."""
+"""DDIM inversion: against diffusers, exact where it must be, first order where it can only be
+that."""
 
 from __future__ import annotations
 
@@ -31,14 +32,19 @@ LEVELS = level_table(sd_sigmas(), 50)
 
 
 def invert(
-    denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor, evaluation: str = "reference", on_step: Any = None
+    denoise: Denoise,
+    x0: torch.Tensor,
+    sigmas: torch.Tensor,
+    evaluation: str = "reference",
+    on_step: Any = None,
 ) -> torch.Tensor:
     """DDIM inversion."""
     return inverter.invert(Ddim(evaluation), denoise, x0, sigmas, on_step)
 
 
 def sample(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """DDIM from noise to clean over ascending levels: all latents [N + 1, ...], the clean one first."""
+    """DDIM from noise to clean over ascending levels: all latents [N + 1, ...], the clean one
+    first."""
     latents, descending = [x], sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(descending, descending[1:], strict=False):
         x = latents[-1]
@@ -52,7 +58,8 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def peers() -> tuple[Any, Any]:
-    """diffusers' DDIM and inverse DDIM over 50 steps, set as Stable Diffusion's pipeline sets them."""
+    """diffusers' DDIM and inverse DDIM over 50 steps, set as Stable Diffusion's pipeline sets
+    them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -91,8 +98,12 @@ def test_one_step_is_the_step_of_diffusers_both_ways(peers: tuple[Any, Any]) -> 
     x, eps = noise(0, 1, 4, 4, 4), noise(1, 1, 4, 4, 4)
     for i, time in enumerate(inverse.timesteps.tolist()):
         lower, upper = sigmas[i], sigmas[i + 1]
-        assert relative(ddim_step(x, eps, upper, lower), forward.step(eps, time, x).prev_sample) < 1e-6
-        assert relative(ddim_step(x, eps, lower, upper), inverse.step(eps, time, x).prev_sample) < 1e-6
+        assert (
+            relative(ddim_step(x, eps, upper, lower), forward.step(eps, time, x).prev_sample) < 1e-6
+        )
+        assert (
+            relative(ddim_step(x, eps, lower, upper), inverse.step(eps, time, x).prev_sample) < 1e-6
+        )
 
 
 def test_a_whole_sampling_run_is_that_of_diffusers(peers: tuple[Any, Any]) -> None:
@@ -106,7 +117,8 @@ def test_a_whole_sampling_run_is_that_of_diffusers(peers: tuple[Any, Any]) -> No
 
 
 def test_a_whole_inversion_is_that_of_diffusers(peers: tuple[Any, Any]) -> None:
-    """Also the evaluation point: the network gets the lower latent at the time of the upper level."""
+    """Also the evaluation point: the network gets the lower latent at the time of the upper
+    level."""
     _, inverse = peers
     net, table = convolution(3), peer_sigmas(inverse)
     x = noise(0, 2, 4, 6, 6)
@@ -126,8 +138,14 @@ def test_every_step_is_the_formula_of_the_paper() -> None:
 
 
 @few
-@given(st.integers(1, 120), st.sampled_from(["reference", "host"]), st.sampled_from(["reference", "naive"]))
-def test_a_constant_eps_comes_back_exactly_in_any_number_of_steps(steps: int, end: str, evaluation: str) -> None:
+@given(
+    st.integers(1, 120),
+    st.sampled_from(["reference", "host"]),
+    st.sampled_from(["reference", "naive"]),
+)
+def test_a_constant_eps_comes_back_exactly_in_any_number_of_steps(
+    steps: int, end: str, evaluation: str
+) -> None:
     x0, eps = noise(0, 1, 4, 2, 2), noise(1, 1, 4, 2, 2)
     denoise, sigmas = denoiser(lambda x, sigma: eps), level_table(sd_sigmas(), steps, end)
     there = invert(denoise, x0, sigmas, evaluation)
@@ -144,7 +162,9 @@ def round_trip_error(steps: int, back_end: str) -> float:
     return (back[0] - x0).abs().mean().item()
 
 
-def test_another_clean_end_on_the_way_back_leaves_an_error_that_no_number_of_steps_removes() -> None:
+def test_another_clean_end_on_the_way_back_leaves_an_error_that_no_number_of_steps_removes() -> (
+    None
+):
     def at_infinity(back_end: str) -> float:
         return 2 * round_trip_error(500, back_end) - round_trip_error(250, back_end)
 
@@ -202,14 +222,18 @@ def test_a_v_network_gives_the_trajectory_of_its_eps_network() -> None:
         ("naive", "host", torch.cat([LEVELS[1:2], LEVELS[1:-1]])),
     ],
 )
-def test_the_network_sees_the_lower_latent_at_the_chosen_time(evaluation: str, end: str, times: torch.Tensor) -> None:
+def test_the_network_sees_the_lower_latent_at_the_chosen_time(
+    evaluation: str, end: str, times: torch.Tensor
+) -> None:
     seen: list[tuple[torch.Tensor, float]] = []
 
     def net(x: torch.Tensor, sigma: float) -> torch.Tensor:
         seen.append((x, sigma))
         return convolution(3)(x, sigma)
 
-    latents = invert(denoiser(net), noise(0, 1, 4, 2, 2), level_table(sd_sigmas(), 50, end), evaluation)
+    latents = invert(
+        denoiser(net), noise(0, 1, 4, 2, 2), level_table(sd_sigmas(), 50, end), evaluation
+    )
     torch.testing.assert_close(torch.stack([x for x, _ in seen]), latents[:-1], rtol=0, atol=1e-12)
     assert [sigma for _, sigma in seen] == times.tolist()
 
@@ -224,11 +248,17 @@ def test_on_step_reports_each_step_with_the_latent_and_the_denoised(evaluation: 
         return denoised[-1]
 
     latents = invert(
-        denoise, noise(0, 1, 4, 2, 2), LEVELS, evaluation, lambda i, step: reports.append((i, step.x, step.denoised))
+        denoise,
+        noise(0, 1, 4, 2, 2),
+        LEVELS,
+        evaluation,
+        lambda i, step: reports.append((i, step.x, step.denoised)),
     )
     assert [i for i, _, _ in reports] == list(range(50))
     assert torch.equal(torch.stack([x for _, x, _ in reports]), latents[1:])
-    torch.testing.assert_close(torch.stack([d for _, _, d in reports]), torch.stack(denoised), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        torch.stack([d for _, _, d in reports]), torch.stack(denoised), rtol=0, atol=1e-12
+    )
 
 
 def test_nan_is_an_error_that_names_the_step() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import demo
-from bench.demo import DemoError
-from bench.grid import Cell, Sheet, changed_words
+from tools import demo
+from tools.demo import DemoError
+from tools.grid import Cell, Sheet, changed_words
 from toy.scenes import scene_from_caption
 
 RED_STAR = "a striped red star at the left of a meadow"
@@ -55,9 +55,15 @@ def test_checkpoint_takes_the_place_of_the_toy_model(photo: str, tmp_path: pathl
     file.touch()
     given = options(image=photo, source="a cat", target="a dog", checkpoint=str(file))
     job = demo.make_job(given)
-    assert (job.checkpoint, job.folder, job.picture.size) == ("sd15.safetensors", tmp_path, (512, 512))
+    assert (job.checkpoint, job.folder, job.picture.size) == (
+        "sd15.safetensors",
+        tmp_path,
+        (512, 512),
+    )
     graph = demo.edit_graph(job, "photo.png")
-    assert graph[demo.only(graph, "CheckpointLoaderSimple")]["inputs"] == {"ckpt_name": "sd15.safetensors"}
+    assert graph[demo.only(graph, "CheckpointLoaderSimple")]["inputs"] == {
+        "ckpt_name": "sd15.safetensors"
+    }
 
 
 def test_comparison_adds_branches_and_changes_nothing_else(job: demo.Job) -> None:
@@ -73,7 +79,10 @@ def test_comparison_adds_branches_and_changes_nothing_else(job: demo.Job) -> Non
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image": "missing.png", "source": "a", "target": "b"}, "cannot read the picture missing.png"),
+        (
+            {"image": "missing.png", "source": "a", "target": "b"},
+            "cannot read the picture missing.png",
+        ),
         ({"image": "missing.png"}, "needs both prompts"),
         ({"image": "missing.png", "source": "a", "target": "b", "size": 100}, "multiple of 8"),
         ({"checkpoint": "sd15.safetensors"}, "needs a picture"),
@@ -88,7 +97,9 @@ def test_bad_requests_are_one_line(given: dict[str, object], message: str) -> No
 
 def test_a_missing_checkpoint_file_is_named(photo: str) -> None:
     with pytest.raises(DemoError, match="no checkpoint file at /nowhere/sd15.safetensors"):
-        demo.make_job(options(image=photo, source="a", target="b", checkpoint="/nowhere/sd15.safetensors"))
+        demo.make_job(
+            options(image=photo, source="a", target="b", checkpoint="/nowhere/sd15.safetensors")
+        )
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path: pathlib.Path) -> None:
@@ -116,7 +127,9 @@ def test_psnr_is_that_of_the_weighted_pixels() -> None:
     assert demo.psnr(black, half, 1.0 - left) == 100.0
 
 
-@pytest.mark.parametrize(("word", "inside"), [("blue", False), ("circle", False), ("right", False), ("desert", True)])
+@pytest.mark.parametrize(
+    ("word", "inside"), [("blue", False), ("circle", False), ("right", False), ("desert", True)]
+)
 def test_the_part_that_must_be_kept_follows_the_edited_word(word: str, inside: bool) -> None:
     kinds = {"blue": "red", "circle": "star", "right": "left", "desert": "meadow"}
     job = demo.scene_job(RED_STAR, RED_STAR.replace(kinds[word], word))

@@ -1,4 +1,5 @@
-"""Fixed-point inversion: exact where DDIM is first order, honest about what it misses, and never worse than DDIM."""
+"""Fixed-point inversion: exact where DDIM is first order, honest about what it misses, and never
+worse than DDIM."""
 
 from __future__ import annotations
 
@@ -26,20 +27,24 @@ def back(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor = SIGMAS) -> to
     return x
 
 
-def round_trip(inverter: object, denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor = SIGMAS) -> torch.Tensor:
+def round_trip(
+    inverter: object, denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor = SIGMAS
+) -> torch.Tensor:
     """How far every picture comes back from itself on the mean, [B]."""
     there = invert(inverter, denoise, x0, sigmas)[-1]  # type: ignore[arg-type]
     return (back(denoise, there, sigmas) - x0).abs().flatten(1).mean(1)
 
 
 def miss(denoise: Denoise, step: Step, x: torch.Tensor) -> torch.Tensor:
-    """How far a step's latents are from what their own prediction would have made of the lower ones, relative, [B]."""
+    """How far a step's latents are from what their own prediction would have made of the lower
+    ones, relative, [B]."""
     image = ddim_step(x, predict_eps(denoise, step.x, STEP[1]), *STEP)
     return (image - step.x).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)
 
 
 def steep(slope: float) -> NoiseNet:
-    """eps that turns its input over: beyond a slope of about 8, iterating this step no longer contracts."""
+    """eps that turns its input over: beyond a slope of about 8, iterating this step no longer
+    contracts."""
     return lambda x, sigma: torch.tanh(-slope * x)
 
 
@@ -56,9 +61,12 @@ def test_the_error_falls_geometrically_with_the_iterations_to_rounding() -> None
     """Oracle 5."""
     denoise, x0 = denoiser(convolution(3)), noise(1, 2, *SIZE)
     errors = [
-        round_trip(FixedPoint(n, tolerance=0.0), denoise, x0).max().item() for n in (0, 1, 2, 3, 4, 5, 6, 8, 12, 20)
+        round_trip(FixedPoint(n, tolerance=0.0), denoise, x0).max().item()
+        for n in (0, 1, 2, 3, 4, 5, 6, 8, 12, 20)
     ]
-    assert all(later < 0.5 * earlier for earlier, later in zip(errors[:7], errors[1:7], strict=False)), errors
+    assert all(
+        later < 0.5 * earlier for earlier, later in zip(errors[:7], errors[1:7], strict=False)
+    ), errors
     assert errors[5] < 1e-3 * errors[0] and errors[-1] < 1e-12, errors
 
 
@@ -66,7 +74,9 @@ def test_the_error_falls_geometrically_with_the_iterations_to_rounding() -> None
 def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
     sigmas, x0 = level_table(sd_sigmas(), 20, end), noise(1, 2, *SIZE).float()
     steps: list[Step] = []
-    mine = invert(FixedPoint(0), denoiser(convolution(3)), x0, sigmas, lambda i, step: steps.append(step))
+    mine = invert(
+        FixedPoint(0), denoiser(convolution(3)), x0, sigmas, lambda i, step: steps.append(step)
+    )
     assert torch.equal(mine, invert(Ddim(), denoiser(convolution(3)), x0, sigmas))
     assert all(step.residual is None for step in steps)
 
@@ -74,7 +84,10 @@ def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
 @pytest.mark.parametrize("w", [2.0, 3.0])
 def test_it_comes_back_at_the_guidance_it_was_made_at_where_ddim_does_not(w: float) -> None:
     x0, sigmas = noise(1, 2, *SIZE), level_table(sd_sigmas(), 50)
-    exact, ddim = (round_trip(one, guided(w), x0, sigmas).max().item() for one in (FixedPoint(40, 1e-13), Ddim()))
+    exact, ddim = (
+        round_trip(one, guided(w), x0, sigmas).max().item()
+        for one in (FixedPoint(40, 1e-13), Ddim())
+    )
     assert exact < 1e-9 and ddim > 1e-2
 
 
@@ -94,7 +107,9 @@ def test_it_stops_at_its_tolerance(tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 4])
-def test_the_residual_is_what_the_iterate_before_misses_and_the_result_misses_less(iterations: int) -> None:
+def test_the_residual_is_what_the_iterate_before_misses_and_the_result_misses_less(
+    iterations: int,
+) -> None:
     denoise, x = denoiser(convolution(3)), noise(1, 3, *SIZE)
     before, now = (FixedPoint(n, 0.0).step(denoise, x, *STEP) for n in (iterations - 1, iterations))
     torch.testing.assert_close(now.residual, miss(denoise, before, x), rtol=1e-9, atol=0)
@@ -102,7 +117,8 @@ def test_the_residual_is_what_the_iterate_before_misses_and_the_result_misses_le
 
 
 def test_a_residual_is_the_steps_error_on_the_way_back() -> None:
-    """Sampling takes a latent that misses by r back to one that is off by r, in the noisier level's scale."""
+    """Sampling takes a latent that misses by r back to one that is off by r, in the noisier level's
+    scale."""
     denoise, x = denoiser(convolution(3)), noise(1, 2, *SIZE)
     step = FixedPoint(3, 0.0).step(denoise, x, *STEP)
     eps = predict_eps(denoise, step.x, STEP[1])
@@ -127,7 +143,9 @@ def test_denoised_is_the_networks_last_word() -> None:
 
 
 @pytest.mark.parametrize("slope", [4.0, 20.0, 1e4])
-def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(slope: float) -> None:
+def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(
+    slope: float,
+) -> None:
     denoise, x = denoiser(steep(slope)), noise(1, 4, *SIZE)
     step = FixedPoint(8, 0.0).step(denoise, x, *STEP)
     ddim = Ddim().step(denoise, x, *STEP)
@@ -166,5 +184,7 @@ def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
 
 @pytest.mark.parametrize("options", [{"iterations": -1}, {"tolerance": -1.0}])
 def test_negative_options_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(PivotError, match="iterations and tolerance of 0 or more, but got .* in fixed-point"):
+    with pytest.raises(
+        PivotError, match="iterations and tolerance of 0 or more, but got .* in fixed-point"
+    ):
         FixedPoint(**options)  # type: ignore[arg-type]

@@ -11,10 +11,15 @@ import tarfile
 
 import pytest
 
-from bench import install
-from bench.install import InstallError
+from tools import install
+from tools.install import InstallError
 
-FILES = {"main.py": b"", "comfy/options.py": b"", "comfy/cli_args.py": b"", "utils/extra_config.py": b""}
+FILES = {
+    "main.py": b"",
+    "comfy/options.py": b"",
+    "comfy/cli_args.py": b"",
+    "utils/extra_config.py": b"",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +55,9 @@ def host_members() -> dict[str, bytes]:
 def test_unpack_takes_only_comfyui(tmp_path: pathlib.Path) -> None:
     members = host_members() | {"package-1/setup.py": b"", "package-1/vendor/other/file": b""}
     install.unpack(write_archive(tmp_path / "a.tar.gz", members), tmp_path / "host")
-    found = {str(p.relative_to(tmp_path / "host")) for p in (tmp_path / "host").rglob("*") if p.is_file()}
+    found = {
+        str(p.relative_to(tmp_path / "host")) for p in (tmp_path / "host").rglob("*") if p.is_file()
+    }
     assert found == set(FILES)
 
 
@@ -87,7 +94,9 @@ def test_wrong_hash_is_refused(tmp_path: pathlib.Path) -> None:
         install.check_hash(path, "0" * 64)
 
 
-def test_a_failed_unpacking_leaves_no_host(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_unpacking_leaves_no_host(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = write_archive(tmp_path / "a.tar.gz", {"package-1/vendor/ComfyUI/main.py": b""})
     monkeypatch.setattr(install, "fetch", lambda *_: archive)
     with pytest.raises(InstallError):
@@ -106,8 +115,13 @@ def test_a_host_is_installed_once(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
 
 
 def test_a_failed_download_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import sys; sys.exit('noise\\nERROR: No matching distribution found for x==1\\nmore noise')"
-    with pytest.raises(InstallError, match="downloading x failed: No matching distribution") as caught:
+    code = (
+        "import sys; sys.exit('noise\\nERROR: No matching distribution found for x==1\\nmore "
+        "noise')"
+    )
+    with pytest.raises(
+        InstallError, match="downloading x failed: No matching distribution"
+    ) as caught:
         install.run([sys.executable, "-c", code], "downloading x")
     assert "\n" not in str(caught.value)
 
@@ -122,21 +136,25 @@ def test_main_prints_errors_without_traceback(
 
 
 def test_stamps_follow_the_content_of_the_requirements(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "bench").mkdir()
-    file = tmp_path / "bench" / "r.txt"
+    (tmp_path / "tools").mkdir()
+    file = tmp_path / "tools" / "r.txt"
     file.write_text("a==1\n")
     before = install.stamp_path("r.txt")
     file.write_text("a==2\n")
     assert install.stamp_path("r.txt") != before
 
 
-def test_packages_are_installed_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bench").mkdir()
+def test_packages_are_installed_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tools").mkdir()
     for name in ("r.txt", "r-nodeps.txt"):
-        (tmp_path / "bench" / name).write_text("a==1\n")
+        (tmp_path / "tools" / name).write_text("a==1\n")
     install.VENV.mkdir()
     commands: list[list[str]] = []
-    monkeypatch.setattr(install, "run", lambda command, what: commands.append([str(c) for c in command]))
+    monkeypatch.setattr(
+        install, "run", lambda command, what: commands.append([str(c) for c in command])
+    )
     install.install_packages(("r.txt", "r-nodeps.txt"))
     assert ["venv" in command for command in commands] == [True, False, False]
     assert ["--no-deps" in command for command in commands] == [False, False, True]
@@ -146,11 +164,15 @@ def test_packages_are_installed_once(tmp_path: pathlib.Path, monkeypatch: pytest
 
 def test_every_requirement_is_pinned() -> None:
     for file in pathlib.Path(install.__file__).parent.glob("requirements-*.txt"):
-        lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+        lines = [
+            line for line in file.read_text().splitlines() if line and not line.startswith("#")
+        ]
         assert lines and all(line.count("==") == 1 for line in lines)
 
 
-def test_users_own_comfyui_is_used_with_its_own_python(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_own_comfyui_is_used_with_its_own_python(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = write_host(tmp_path / "Mine")
     monkeypatch.setenv("COMFYUI_PATH", str(host))
     assert (install.user_host(), install.user_python()) == (host, None)
@@ -160,7 +182,9 @@ def test_users_own_comfyui_is_used_with_its_own_python(tmp_path: pathlib.Path, m
     assert install.bench_python() == python
 
 
-def test_pack_inside_custom_nodes_uses_that_comfyui(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_inside_custom_nodes_uses_that_comfyui(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = write_host(tmp_path / "Mine")
     monkeypatch.setattr(install, "ROOT", host / "custom_nodes" / "pivot-edit")
     assert install.host_path() == host
@@ -178,8 +202,10 @@ def test_import_comfy_keeps_the_arguments(tmp_path: pathlib.Path) -> None:
     (host / "comfy" / "cli_args.py").write_text("import sys\nseen = sys.argv[1:]\n")
     code = (
         f"import sys; sys.path.insert(0, {str(pathlib.Path.cwd())!r})\n"
-        f"from bench.install import import_comfy; import_comfy({str(host)!r})\n"
+        f"from tools.install import import_comfy; import_comfy({str(host)!r})\n"
         "import comfy.cli_args; print(comfy.cli_args.seen, sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", code, "--mine"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--mine"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "['--cpu'] ['--mine']"

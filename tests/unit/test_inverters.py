@@ -1,4 +1,5 @@
-"""What every inversion method is held to: the order in which it converges, and its options by name."""
+"""What every inversion method is held to: the order in which it converges, and its options by
+name."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ EXACT: dict[str, dict[str, Any]] = {"fixed_point": {"iterations": 60, "tolerance
 
 def round_trip_error(inverter: Inverter, steps: int) -> float:
     """Mean distance to a picture after the way to noise and back, where the data is normal."""
-    denoise, x0, sigmas = gaussian(MEAN, STD), MEAN + STD * noise(7, 1, 4, 4, 4), level_table(sd_sigmas(), steps)
+    denoise, x0, sigmas = (
+        gaussian(MEAN, STD),
+        MEAN + STD * noise(7, 1, 4, 4, 4),
+        level_table(sd_sigmas(), steps),
+    )
     x, levels = invert(inverter, denoise, x0, sigmas)[-1], sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(levels, levels[1:], strict=False):
         x = ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next)
@@ -43,5 +48,7 @@ def test_the_round_trip_has_the_order_that_the_method_states(name: str, steps: i
 def test_a_method_by_name_takes_those_options_that_it_has() -> None:
     assert inverter_named("fixed_point", iterations=7, evaluation="naive") == FixedPoint(7)
     assert inverter_named("ddim", iterations=7, evaluation="naive") == Ddim("naive")
-    with pytest.raises(PivotError, match=r"method to be one of \('ddim', 'fixed_point'\), but got 'edict'"):
+    with pytest.raises(
+        PivotError, match=r"method to be one of \('ddim', 'fixed_point'\), but got 'edict'"
+    ):
         inverter_named("edict")

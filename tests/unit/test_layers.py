@@ -63,7 +63,9 @@ def test_none_and_nothing_are_no_layer(text: str) -> None:
     assert select_layers(text, SDXL) == frozenset()
 
 
-@pytest.mark.parametrize("text", ["up.1,mid", "UP.1 Mid", "mid;up.1", " up.1\n\tmid ,", "up.1, up.1.0, mid, none"])
+@pytest.mark.parametrize(
+    "text", ["up.1,mid", "UP.1 Mid", "mid;up.1", " up.1\n\tmid ,", "up.1, up.1.0, mid, none"]
+)
 def test_case_order_repeats_and_separators_do_not_matter(text: str) -> None:
     assert named(select_layers(text, SD1)) == ["mid.0.0.0", "up.1.0.0", "up.1.1.0", "up.1.2.0"]
 
@@ -75,20 +77,27 @@ def test_any_choice_can_be_written(wanted: set[Layer]) -> None:
     assert select_layers(text, SDXL) == wanted
 
 
-@pytest.mark.parametrize("item", ["up2", "up.", "up.1-", "up.-1", "up.1.0.0.0", "input.1", "up.x", "1", "al", "up.1+2"])
+@pytest.mark.parametrize(
+    "item", ["up2", "up.", "up.1-", "up.-1", "up.1.0.0.0", "input.1", "up.x", "1", "al", "up.1+2"]
+)
 def test_an_item_that_cannot_be_read_is_an_error_that_names_the_layers(item: str) -> None:
     with pytest.raises(PivotError) as caught:
         select_layers(f"mid, {item}", SDXL, "MasaCtrl")
     assert caught.value.got == repr(item) and "such as up.2-3" in caught.value.expected
     assert str(caught.value).endswith(
-        "in MasaCtrl. It has: down.1.0, down.1.1, down.2.0, down.2.1, mid.0.0, up.0.0, up.0.1, up.0.2, up.1.0, "
+        "in MasaCtrl. It has: down.1.0, down.1.1, down.2.0, down.2.1, mid.0.0, up.0.0, up.0.1, "
+        "up.0.2, up.1.0, "
         "up.1.1, up.1.2; also all, none."
     )
 
 
 @pytest.mark.parametrize("item", ["up.0", "mid.1", "down.3", "up.1.3", "up.1.0.1", "up.3-2"])
-def test_an_item_that_names_no_layer_of_this_model_is_an_error_that_names_those_there_are(item: str) -> None:
-    with pytest.raises(PivotError, match=r"layers that this model has.*It has: down\.0\.0, .*mid\.0\.0, up\.1\.0") as e:
+def test_an_item_that_names_no_layer_of_this_model_is_an_error_that_names_those_there_are(
+    item: str,
+) -> None:
+    with pytest.raises(
+        PivotError, match=r"layers that this model has.*It has: down\.0\.0, .*mid\.0\.0, up\.1\.0"
+    ) as e:
         select_layers(f"{item}, mid", SD1)
     assert e.value.got == repr(item)
 
@@ -97,7 +106,8 @@ def test_an_item_that_names_no_layer_of_this_model_is_an_error_that_names_those_
 
 
 def test_masactrl_acts_in_the_layers_of_its_paper() -> None:
-    """Layers 10 to 15 of SD1.x's 16 in the order in which they run, and layers 64 to 69 of SDXL's 70."""
+    """Layers 10 to 15 of SD1.x's 16 in the order in which they run, and layers 64 to 69 of SDXL's
+    70."""
     assert decoder_layers(SD1) == set(SD1[10:]) == select_layers("up.2-3", SD1)
     assert decoder_layers(SDXL) == set(SDXL[64:]) == select_layers("up.1", SDXL)
 
@@ -122,7 +132,9 @@ def test_masactrl_acts_in_the_layers_of_its_paper() -> None:
         ((8, 8), 1),
     ],
 )
-def test_maps_are_read_at_a_quarter_or_finer_where_that_is_too_coarse(latent: tuple[int, int], scale: int) -> None:
+def test_maps_are_read_at_a_quarter_or_finer_where_that_is_too_coarse(
+    latent: tuple[int, int], scale: int
+) -> None:
     assert map_scale(latent, (1, 2, 4, 8)) == map_scale(latent, {8, 4, 2, 1}) == scale
 
 

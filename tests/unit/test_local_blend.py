@@ -1,4 +1,5 @@
-"""Local blend: where a target may differ from its source, against METHODS 3.7 written out in float64."""
+"""Local blend: where a target may differ from its source, against METHODS 3.7 written out in
+float64."""
 
 from __future__ import annotations
 
@@ -26,14 +27,18 @@ BATCH = Layout("c")
 CAT = BlendWords(COLUMNS, COLUMNS, (1, 2), (3,))
 
 columns = st.lists(st.integers(0, COLUMNS - 1), max_size=3, unique=True).map(tuple)
-blend_words = st.builds(BlendWords, st.just(COLUMNS), st.just(COLUMNS), columns, columns, columns, columns)
+blend_words = st.builds(
+    BlendWords, st.just(COLUMNS), st.just(COLUMNS), columns, columns, columns, columns
+)
 
 
 def place(step: int, steps: int = 10) -> Place:
     return Place(step, steps, 1.0)
 
 
-def cross(step: int, layout: Layout = BATCH, seed: int = 0, layer: int = 0, scale: int = 2) -> AttentionCall:
+def cross(
+    step: int, layout: Layout = BATCH, seed: int = 0, layer: int = 0, scale: int = 2
+) -> AttentionCall:
     at = Layer("up", 1, layer, 0, scale)
     call = make_call("cross", layout, seed, 2, 4, SITE, COLUMNS, place=place(step), layer=at)
     return probed(call.replace(3 * call.q, call.k, call.v))
@@ -51,9 +56,14 @@ def latents(layout: Layout = BATCH, seed: int = 9) -> torch.Tensor:
     return noise(seed, len(layout.rows), 4, *SIZE).float()
 
 
-def mask_of(controller: LocalBlend, state: BlendState, layout: Layout = BATCH, step: int = 9) -> torch.Tensor:
-    """The masks [targets, H, W] of one step, read from latents that are 0 in the source and 1 in the target."""
-    x = torch.tensor([float(row.branch == "target") for row in layout.rows])[:, None, None, None].expand(-1, 4, *SIZE)
+def mask_of(
+    controller: LocalBlend, state: BlendState, layout: Layout = BATCH, step: int = 9
+) -> torch.Tensor:
+    """The masks [targets, H, W] of one step, read from latents that are 0 in the source and 1 in
+    the target."""
+    x = torch.tensor([float(row.branch == "target") for row in layout.rows])[
+        :, None, None, None
+    ].expand(-1, 4, *SIZE)
     out = controller.after_step(x, layout.rows, place(step), state)
     assert torch.equal(out[:, :1].expand_as(out), out)
     return out[[target for target, _ in layout.pairs], 0]
@@ -85,11 +95,16 @@ def test_blending_is_linear_in_between() -> None:
 # masks of words
 
 
-def mask_by_hand(controller: LocalBlend, words: BlendWords, theirs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """(source or target looks at the words, if any) and not (source or target looks at those to keep), of summed
-    maps [h, w, columns]: pooled 3x3 unless to keep, resized by nearest, as a share of the greatest value."""
+def mask_by_hand(
+    controller: LocalBlend, words: BlendWords, theirs: torch.Tensor, own: torch.Tensor
+) -> torch.Tensor:
+    """(source or target looks at the words, if any) and not (source or target looks at those to
+    keep), of summed maps [h, w, columns]: pooled 3x3 unless to keep, resized by nearest, as a share
+    of the greatest value."""
 
-    def looked_at(pairs: Sequence[tuple[torch.Tensor, Columns]], threshold: float, pool: bool) -> torch.Tensor:
+    def looked_at(
+        pairs: Sequence[tuple[torch.Tensor, Columns]], threshold: float, pool: bool
+    ) -> torch.Tensor:
         any_of = torch.zeros(SIZE, dtype=torch.bool)
         for maps, found in pairs:
             if found:
@@ -100,7 +115,9 @@ def mask_by_hand(controller: LocalBlend, words: BlendWords, theirs: torch.Tensor
                 any_of |= one / one.max() > threshold
         return any_of
 
-    inside = looked_at([(theirs, words.source), (own, words.target)], controller.threshold, controller.pool)
+    inside = looked_at(
+        [(theirs, words.source), (own, words.target)], controller.threshold, controller.pool
+    )
     if not words.source and not words.target:
         inside = torch.ones(SIZE, dtype=torch.bool)
     kept = [(theirs, words.source_subtract), (own, words.target_subtract)]
@@ -123,14 +140,25 @@ def summed(calls: Iterable[AttentionCall], row: int) -> torch.Tensor:
     st.integers(0, 99),
 )
 def test_the_mask_is_where_the_words_and_not_those_to_keep_are_looked_at(
-    layout: Layout, words: tuple[BlendWords, ...], threshold: float, subtract: float, pool: bool, seed: int
+    layout: Layout,
+    words: tuple[BlendWords, ...],
+    threshold: float,
+    subtract: float,
+    pool: bool,
+    seed: int,
 ) -> None:
     controller = LocalBlend(words[: layout.targets], (2,), threshold, subtract, pool=pool)
-    calls = [cross(step, layout, seed + 7 * step + layer, layer) for step in range(2) for layer in range(2)]
+    calls = [
+        cross(step, layout, seed + 7 * step + layer, layer)
+        for step in range(2)
+        for layer in range(2)
+    ]
     masks = mask_of(controller, see(controller, calls), layout)
     for mask, (target, source) in zip(masks, layout.pairs, strict=True):
         theirs, own = summed(calls, source), summed(calls, target)
-        assert torch.equal(mask.bool(), mask_by_hand(controller, words[layout.rows[target].target], theirs, own))
+        assert torch.equal(
+            mask.bool(), mask_by_hand(controller, words[layout.rows[target].target], theirs, own)
+        )
 
 
 def test_a_mask_of_words_is_neither_everything_nor_nothing() -> None:
@@ -141,19 +169,29 @@ def test_a_mask_of_words_is_neither_everything_nor_nothing() -> None:
 
 def only(call: AttentionCall, rows: list[int], layout: tuple[Row, ...]) -> AttentionCall:
     """Some rows of a call as a call of their own, told to be those of a layout."""
-    return probed(dataclasses.replace(call.replace(call.q[rows], call.k[rows], call.v[rows]), rows=layout))
+    return probed(
+        dataclasses.replace(call.replace(call.q[rows], call.k[rows], call.v[rows]), rows=layout)
+    )
 
 
 @pytest.mark.parametrize(("pool", "reach"), [(False, 0), (True, 1)])
-def test_pooling_adds_the_neighbours_of_every_position_and_subtracts_none(pool: bool, reach: int) -> None:
-    """One position of an 8x8 map is looked at, another one is to be kept; the latent is twice as large."""
+def test_pooling_adds_the_neighbours_of_every_position_and_subtracts_none(
+    pool: bool, reach: int
+) -> None:
+    """One position of an 8x8 map is looked at, another one is to be kept; the latent is twice as
+    large."""
     controller, state = LocalBlend((BlendWords(1, 1, (0,), (), (0,)),), pool=pool), BlendState()
-    state.maps.sums = {("source", 0, 0): torch.zeros(8, 8, 2), ("target", 0, 0): torch.zeros(8, 8, 2)}
+    state.maps.sums = {
+        ("source", 0, 0): torch.zeros(8, 8, 2),
+        ("target", 0, 0): torch.zeros(8, 8, 2),
+    }
     state.maps.sums["source", 0, 0][3, 4, 0] = state.maps.sums["source", 0, 0][2, 4, 1] = 1.0
     expected = torch.zeros(8, 8)
     expected[3 - reach : 4 + reach, 4 - reach : 5 + reach] = 1.0
     expected[2, 4] = 0.0
-    out = controller.after_step(torch.eye(2)[:, :1, None, None].expand(2, 1, 16, 16), BATCH.rows, place(9), state)
+    out = controller.after_step(
+        torch.eye(2)[:, :1, None, None].expand(2, 1, 16, 16), BATCH.rows, place(9), state
+    )
     assert torch.equal(1.0 - out[1, 0], expected.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
@@ -175,7 +213,9 @@ def test_a_layer_counts_once_a_step_however_often_the_sampler_asks_it() -> None:
 
 def test_source_and_target_may_come_in_calls_of_their_own() -> None:
     controller, whole = LocalBlend((CAT,), (2,), 0.6, pool=False), cross(0)
-    parts = [only(whole, [i], (Row(branch, True),)) for i, branch in enumerate(("source", "target"))]
+    parts = [
+        only(whole, [i], (Row(branch, True),)) for i, branch in enumerate(("source", "target"))
+    ]
     assert torch.equal(*(mask_of(controller, see(controller, calls)) for calls in ([whole], parts)))
 
 
@@ -186,7 +226,9 @@ def test_maps_are_read_at_one_scale_and_every_call_is_handed_on() -> None:
         assert torch.equal(controller(call, attend, state), plain(call))
         assert attend.calls == [call] and attend.calls[0] is call
         assert len(state.maps.sums) == 2
-    assert torch.equal(mask_of(controller, state), mask_of(controller, see(controller, [cross(0, seed=2)])))
+    assert torch.equal(
+        mask_of(controller, state), mask_of(controller, see(controller, [cross(0, seed=2)]))
+    )
 
 
 def test_the_targets_map_is_that_of_the_edit() -> None:
@@ -205,7 +247,9 @@ def test_words_are_found_in_repeated_texts() -> None:
     short = make_call("cross", BATCH, 0, 2, 4, SITE, 6)
     long = short.replace(short.q, short.k.repeat(1, 2, 1), short.v.repeat(1, 2, 1))
     controller = LocalBlend((BlendWords(6, 6, (1, 2), (3,)),), (2,), 0.6, pool=False)
-    assert torch.equal(*(mask_of(controller, see(controller, [probed(call)])) for call in (short, long)))
+    assert torch.equal(
+        *(mask_of(controller, see(controller, [probed(call)])) for call in (short, long))
+    )
 
 
 def test_words_to_keep_alone_let_everything_else_change() -> None:
@@ -220,9 +264,12 @@ def test_words_to_keep_alone_let_everything_else_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "steps", "first"), [(0.2, 50, 10), (0.2, 5, 1), (0.2, 4, 0), (0.0, 50, 0), (0.5, 7, 3), (0.99, 50, 49)]
+    ("start", "steps", "first"),
+    [(0.2, 50, 10), (0.2, 5, 1), (0.2, 4, 0), (0.0, 50, 0), (0.5, 7, 3), (0.99, 50, 49)],
 )
-def test_the_first_step_that_is_blended_is_a_fraction_of_the_steps(start: float, steps: int, first: int) -> None:
+def test_the_first_step_that_is_blended_is_a_fraction_of_the_steps(
+    start: float, steps: int, first: int
+) -> None:
     controller, x = LocalBlend(start=start, mask=torch.zeros(1, *SIZE)), latents()
     for step in range(steps):
         out = controller.after_step(x, BATCH.rows, place(step, steps), controller.begin())
@@ -231,7 +278,9 @@ def test_the_first_step_that_is_blended_is_a_fraction_of_the_steps(start: float,
 
 def test_a_start_of_one_never_blends() -> None:
     controller, x = LocalBlend(start=1.0, mask=torch.zeros(1, *SIZE)), latents()
-    assert all(controller.after_step(x, BATCH.rows, place(step), BlendState()) is x for step in range(10))
+    assert all(
+        controller.after_step(x, BATCH.rows, place(step), BlendState()) is x for step in range(10)
+    )
 
 
 def test_maps_are_read_from_the_first_step_on_though_nothing_is_blended_yet() -> None:
@@ -244,7 +293,10 @@ def test_maps_are_read_from_the_first_step_on_though_nothing_is_blended_yet() ->
 def test_a_mask_alone_reads_no_attention() -> None:
     controller = LocalBlend(mask=torch.ones(1, *SIZE))
     for step in range(10):
-        assert not controller.wants("cross", place(step)) and controller.reads(place(step)) == "nothing"
+        assert (
+            not controller.wants("cross", place(step))
+            and controller.reads(place(step)) == "nothing"
+        )
 
 
 # oracle 18, and the user's mask
@@ -252,12 +304,18 @@ def test_a_mask_alone_reads_no_attention() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("height", [6, 48, 5])
-def test_a_mask_of_ones_changes_no_bit_and_one_of_zeros_gives_the_source(dtype: torch.dtype, height: int) -> None:
+def test_a_mask_of_ones_changes_no_bit_and_one_of_zeros_gives_the_source(
+    dtype: torch.dtype, height: int
+) -> None:
     layout = Layout("c", 2, 2)
     x = latents(layout).to(dtype)
     before = x.clone()
-    ones = LocalBlend(mask=torch.ones(1, height, 8)).after_step(x, layout.rows, place(9), BlendState())
-    zeros = LocalBlend(mask=torch.zeros(1, height, 8)).after_step(x, layout.rows, place(9), BlendState())
+    ones = LocalBlend(mask=torch.ones(1, height, 8)).after_step(
+        x, layout.rows, place(9), BlendState()
+    )
+    zeros = LocalBlend(mask=torch.zeros(1, height, 8)).after_step(
+        x, layout.rows, place(9), BlendState()
+    )
     assert torch.equal(ones, x) and torch.equal(x, before)
     assert torch.equal(zeros, x[[0, 1, 0, 1, 0, 1]])
 
@@ -278,7 +336,9 @@ def test_outside_of_the_words_the_target_is_the_source_and_inside_it_is_itself()
 
 def test_rows_without_a_source_are_left_alone() -> None:
     x, rows = latents(), (Row("target", True), Row("target", True, None, 1))
-    assert torch.equal(LocalBlend(mask=torch.zeros(1, *SIZE)).after_step(x, rows, place(9), BlendState()), x)
+    assert torch.equal(
+        LocalBlend(mask=torch.zeros(1, *SIZE)).after_step(x, rows, place(9), BlendState()), x
+    )
 
 
 def test_a_mask_is_fitted_to_the_latent_by_its_area_and_kept_between_0_and_1() -> None:
@@ -309,9 +369,13 @@ def test_a_mask_beside_words_limits_them() -> None:
 
 def test_words_without_maps_are_an_error() -> None:
     controller = LocalBlend((CAT,), (2,))
-    with pytest.raises(PivotError, match="word maps of the source and of every target, but got none in Local Blend"):
+    with pytest.raises(
+        PivotError, match="word maps of the source and of every target, but got none in Local Blend"
+    ):
         controller.after_step(latents(), BATCH.rows, place(9), controller.begin())
-    assert torch.equal(controller.after_step(latents(), BATCH.rows, place(1), controller.begin()), latents())
+    assert torch.equal(
+        controller.after_step(latents(), BATCH.rows, place(1), controller.begin()), latents()
+    )
 
 
 @pytest.mark.parametrize("branch", ["source", "target"])
@@ -326,7 +390,9 @@ def test_maps_of_only_one_of_the_two_are_an_error(branch: str) -> None:
 def test_fewer_words_than_targets_are_an_error() -> None:
     layout, controller = Layout("c", 2), LocalBlend((CAT,), (2,))
     with pytest.raises(PivotError, match="Connect the words that belong to these target prompts"):
-        controller.after_step(latents(layout), layout.rows, place(9), see(controller, [cross(0, layout)]))
+        controller.after_step(
+            latents(layout), layout.rows, place(9), see(controller, [cross(0, layout)])
+        )
 
 
 # what a run leaves
@@ -350,8 +416,14 @@ def test_the_mask_of_the_last_step_is_found_by_the_latent_that_came_out() -> Non
         x = controller.after_step(x, layout.rows, place(step + 7), state)
     masks = mask_of(controller, state, layout)
     controller.finish(x, layout.rows, state)
-    assert [torch.equal(controller.results.get(x[1 + i]), masks[i]) for i in range(2)] == [True, True]
-    assert controller.results.get(x[0]) is None and controller.results.get(latents(layout, 5)[1]) is None
+    assert [torch.equal(controller.results.get(x[1 + i]), masks[i]) for i in range(2)] == [
+        True,
+        True,
+    ]
+    assert (
+        controller.results.get(x[0]) is None
+        and controller.results.get(latents(layout, 5)[1]) is None
+    )
 
 
 def test_a_run_that_blended_nothing_leaves_no_mask() -> None:

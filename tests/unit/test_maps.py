@@ -16,22 +16,39 @@ from pivot_edit.attention.attention_maps import AttentionMaps
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
 from pivot_edit.core.attention import AttentionCall, Branch, Place, Row
 from pivot_edit.core.layers import Layer
-from pivot_edit.core.maps import Columns, Groups, Key, MapSum, Results, StepMaps, key_of, resize, word_maps
+from pivot_edit.core.maps import (
+    Columns,
+    Groups,
+    Key,
+    MapSum,
+    Results,
+    StepMaps,
+    key_of,
+    resize,
+    word_maps,
+)
 from pivot_edit.core.words import Alignment
 
 ONE: Key = ("target", 0, 0)
 Asked = dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]
 
-words = st.lists(st.lists(st.integers(0, 11), unique=True, max_size=4).map(tuple), max_size=6).map(tuple)
+words = st.lists(st.lists(st.integers(0, 11), unique=True, max_size=4).map(tuple), max_size=6).map(
+    tuple
+)
 
 
 def asked(columns: int, *lists: tuple[Columns, ...]) -> Asked:
     """The words of the source, of target 0, of target 1 ..."""
-    keys: list[tuple[Branch, int]] = [("source", 0), *(("target", i) for i in range(len(lists) - 1))]
+    keys: list[tuple[Branch, int]] = [
+        ("source", 0),
+        *(("target", i) for i in range(len(lists) - 1)),
+    ]
     return {key: (columns, each) for key, each in zip(keys, lists, strict=True)}
 
 
-def maps_by_hand(call: AttentionCall, probs: torch.Tensor, groups: Groups) -> dict[Key, torch.Tensor]:
+def maps_by_hand(
+    call: AttentionCall, probs: torch.Tensor, groups: Groups
+) -> dict[Key, torch.Tensor]:
     """Sums over each word's columns and their repeats, means over heads, of written-out maps."""
     found = {}
     for index, row in enumerate(call.rows):
@@ -39,7 +56,9 @@ def maps_by_hand(call: AttentionCall, probs: torch.Tensor, groups: Groups) -> di
             length, listed = groups[row.branch, row.target]
             mean = probs[index].mean(0).unflatten(-1, (-1, length)).sum(-2)
             each = [mean[:, list(columns)].sum(-1) for columns in listed]
-            found[key_of(row)] = torch.stack(each, -1).unflatten(0, (call.site.height, call.site.width))
+            found[key_of(row)] = torch.stack(each, -1).unflatten(
+                0, (call.site.height, call.site.width)
+            )
     return found
 
 
@@ -58,18 +77,24 @@ once = st.builds(Layout, st.sampled_from(["c", "uc", "cu"]), st.integers(1, 2), 
 
 
 @few
-@given(once, st.tuples(words, words, words), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4))
+@given(
+    once, st.tuples(words, words, words), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)
+)
 def test_a_map_is_the_sum_over_a_words_columns_and_the_mean_over_heads(
     layout: Layout, lists: tuple[tuple[Columns, ...], ...], heads: int, width: int, height: int
 ) -> None:
     call = probed(make_call("cross", layout, 0, heads, width, (height, 3), 12))
     groups = asked(12, *lists[: layout.targets + 1])
-    assert_maps(word_maps(call, groups), maps_by_hand(call, probabilities(call.q, call.k, heads), groups))
+    assert_maps(
+        word_maps(call, groups), maps_by_hand(call, probabilities(call.q, call.k, heads), groups)
+    )
 
 
 @few
 @given(once, st.tuples(words, words, words), st.integers(0, 99))
-def test_a_map_is_that_of_the_edit(layout: Layout, lists: tuple[tuple[Columns, ...], ...], seed: int) -> None:
+def test_a_map_is_that_of_the_edit(
+    layout: Layout, lists: tuple[tuple[Columns, ...], ...], seed: int
+) -> None:
     mapper, own, weights = noise(seed, 12, 12), noise(seed + 1, 12).abs(), noise(seed + 2, 12)
     late = (((1, 2), (0.5, 1.0)),)
     one = Alignment(mapper.float(), own.float(), "", "", weights.float(), late)
@@ -90,7 +115,10 @@ def test_a_map_is_that_of_the_edit(layout: Layout, lists: tuple[tuple[Columns, .
 def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int]) -> None:
     """The host repeats texts of unequal length to their common multiple."""
     call = make_call("cross", heads=2, width=4, columns=math.lcm(*lengths))
-    groups: Asked = {("source", 0): (lengths[0], ((1,), (2, 3))), ("target", 0): (lengths[1], ((0, 3), (1,), (2,)))}
+    groups: Asked = {
+        ("source", 0): (lengths[0], ((1,), (2, 3))),
+        ("target", 0): (lengths[1], ((0, 3), (1,), (2,))),
+    }
     probs = probabilities(call.q, call.k, 2)
     assert_maps(word_maps(probed(call), groups), maps_by_hand(call, probs, groups))
 
@@ -99,7 +127,10 @@ def test_equal_repeats_give_the_map_of_the_text_that_was_not_repeated() -> None:
     groups = asked(12, ((1, 2), (3,)), ((4,), (5, 11)))
     short = make_call("cross", columns=12)
     long = short.replace(short.q, short.k.repeat(1, 3, 1), short.v.repeat(1, 3, 1))
-    assert_maps(word_maps(probed(long), groups), {k: x.double() for k, x in word_maps(probed(short), groups).items()})
+    assert_maps(
+        word_maps(probed(long), groups),
+        {k: x.double() for k, x in word_maps(probed(short), groups).items()},
+    )
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8])
@@ -116,7 +147,9 @@ def test_only_conditioned_rows_with_words_have_maps_and_a_word_without_columns_i
     call = probed(make_call("cross", Layout("uc", 2)))
     found = word_maps(call, {("target", 1): (77, ((), (1,))), ("source", 0): (77, ())})
     assert list(found) == [("target", 1, 0)]
-    assert found["target", 1, 0][..., 0].abs().max() == 0 and found["target", 1, 0][..., 1].min() > 0
+    assert (
+        found["target", 1, 0][..., 0].abs().max() == 0 and found["target", 1, 0][..., 1].min() > 0
+    )
     assert word_maps(call, {}) == {}
     assert word_maps(probed(make_call("cross", Layout("u"))), asked(77, ((1,),), ((1,),))) == {}
 
@@ -157,7 +190,14 @@ def at(step: int, layer: int = 0) -> AttentionCall:
 
 def test_a_layer_counts_once_a_step_however_often_it_is_asked() -> None:
     total = MapSum()
-    for call, value in ((at(0), 1.0), (at(0, 1), 2.0), (at(0), 4.0), (at(1), 8.0), (at(1), 16.0), (at(0, 1), 32.0)):
+    for call, value in (
+        (at(0), 1.0),
+        (at(0, 1), 2.0),
+        (at(0), 4.0),
+        (at(1), 8.0),
+        (at(1), 16.0),
+        (at(0, 1), 32.0),
+    ):
         total.add(call, maps_of(value))
     assert torch.equal(total.sums[ONE], torch.full((2, 2, 1), 11.0))
 
@@ -199,7 +239,9 @@ def test_the_finished_step_is_the_one_before() -> None:
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "area"])
 def test_a_map_at_its_own_size_is_itself(mode: str) -> None:
-    assert torch.equal(resize(torch.arange(6.0).reshape(2, 3), (2, 3), mode), torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(
+        resize(torch.arange(6.0).reshape(2, 3), (2, 3), mode), torch.arange(6.0).reshape(2, 3)
+    )
 
 
 def test_resizing_is_nearest_unless_asked_otherwise() -> None:
@@ -234,7 +276,13 @@ def test_only_the_last_results_are_kept() -> None:
     results = Results(kept=3)
     for number in range(5):
         results.put(torch.tensor([float(number)]), number)
-    assert [results.get(torch.tensor([float(number)])) for number in range(5)] == [None, None, 2, 3, 4]
+    assert [results.get(torch.tensor([float(number)])) for number in range(5)] == [
+        None,
+        None,
+        2,
+        3,
+        4,
+    ]
 
 
 # recording
@@ -244,7 +292,10 @@ RECORDED = Layer("up", 1, 0, 0, 4)
 
 
 def recorded(
-    controller: AttentionMaps, calls: list[AttentionCall], rows: tuple[Row, ...], samples: torch.Tensor
+    controller: AttentionMaps,
+    calls: list[AttentionCall],
+    rows: tuple[Row, ...],
+    samples: torch.Tensor,
 ) -> None:
     state = controller.begin()
     for call in calls:
@@ -257,15 +308,27 @@ def test_recording_sums_the_maps_of_every_column_over_steps_and_layers_of_one_sc
     controller, samples = AttentionMaps((2, 4)), noise(0, 4, 4, 6, 4)
     layers = [RECORDED, Layer("up", 1, 1, 0, 4), Layer("up", 2, 0, 0, 2)]
     calls = [
-        make_call("cross", layout, 10 * step + i, place=Place(step, 2, 1.0), layer=layer, columns=9, latent=(48, 64))
+        make_call(
+            "cross",
+            layout,
+            10 * step + i,
+            place=Place(step, 2, 1.0),
+            layer=layer,
+            columns=9,
+            latent=(48, 64),
+        )
         for step in range(2)
         for i, layer in enumerate(layers)
     ]
     recorded(controller, calls, layout.rows[:4], samples)
     for row in range(4):
-        kept = [probabilities(c.q, c.k, 2)[4 + row].mean(0) for c in calls if c.site.layer.scale == 4]
+        kept = [
+            probabilities(c.q, c.k, 2)[4 + row].mean(0) for c in calls if c.site.layer.scale == 4
+        ]
         expected = torch.stack(kept).sum(0).unflatten(0, (3, 2)).float()
-        torch.testing.assert_close(controller.results.get(samples[row]), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            controller.results.get(samples[row]), expected, rtol=0, atol=1e-5
+        )
 
 
 def test_recording_needs_no_source_and_only_its_window_of_cross_attention() -> None:

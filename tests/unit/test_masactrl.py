@@ -7,7 +7,20 @@ import math
 
 import pytest
 import torch
-from calls import DEEP, SD1, SDXL, TWO, Attend, Layout, Sizes, assert_exact, layouts, make_call, plain, probed
+from calls import (
+    DEEP,
+    SD1,
+    SDXL,
+    TWO,
+    Attend,
+    Layout,
+    Sizes,
+    assert_exact,
+    layouts,
+    make_call,
+    plain,
+    probed,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import attention, few, join_heads, noise, probabilities, split_heads, times_v
@@ -24,7 +37,9 @@ TOKENS = SITE[0] * SITE[1]
 Masks = tuple[torch.Tensor, torch.Tensor]
 
 
-def self_call(layout: Layout = TWO, seed: int = 0, dtype: torch.dtype = torch.float64, heads: int = 2) -> AttentionCall:
+def self_call(
+    layout: Layout = TWO, seed: int = 0, dtype: torch.dtype = torch.float64, heads: int = 2
+) -> AttentionCall:
     return make_call("self", layout, seed, heads, 4, SITE, dtype=dtype, place=LATE)
 
 
@@ -35,8 +50,9 @@ def run(controller: MasaCtrl, call: AttentionCall) -> torch.Tensor:
 def mutual(
     call: AttentionCall, layout: Layout, union: bool = False, masks: dict[int, Masks] | None = None
 ) -> torch.Tensor:
-    """Targets ask the source's keys, in union their own too. With token masks (of source, of target) by picture:
-    once with the logits of all but the object's keys at -inf, once of all but the rest's, merged by the target's."""
+    """Targets ask the source's keys, in union their own too. With token masks (of source, of
+    target) by picture: once with the logits of all but the object's keys at -inf, once of all but
+    the rest's, merged by the target's."""
     out = attention(call.q, call.k, call.v, call.heads)
     q, k, v = (split_heads(x.double(), call.heads) for x in (call.q, call.k, call.v))
     for target, source in layout.pairs:
@@ -59,7 +75,11 @@ def mutual(
 def some(seed: int, pictures: int = 1) -> torch.Tensor:
     """Masks [pictures, *SITE] with both zeros and ones."""
     ranks = noise(seed, pictures, TOKENS).argsort(-1).argsort(-1)
-    return (ranks < 1 + torch.arange(pictures)[:, None] + seed % (TOKENS - 3)).float().unflatten(-1, SITE)
+    return (
+        (ranks < 1 + torch.arange(pictures)[:, None] + seed % (TOKENS - 3))
+        .float()
+        .unflatten(-1, SITE)
+    )
 
 
 # without masks
@@ -67,24 +87,34 @@ def some(seed: int, pictures: int = 1) -> torch.Tensor:
 
 @few
 @given(layouts, st.integers(0, 99), st.integers(1, 4), st.booleans())
-def test_targets_of_both_conditions_ask_the_source(layout: Layout, seed: int, heads: int, union: bool) -> None:
+def test_targets_of_both_conditions_ask_the_source(
+    layout: Layout, seed: int, heads: int, union: bool
+) -> None:
     call = self_call(layout, seed, heads=heads)
     assert_exact(run(MasaCtrl(HERE, union=union), call), mutual(call, layout, union))
 
 
 def test_union_reads_the_source_then_itself() -> None:
-    """With the target's own keys far away it reads the source, with the source's far away itself."""
+    """With the target's own keys far away it reads the source, with the source's far away
+    itself."""
     call = self_call(Layout("c"))
     q = torch.ones_like(call.q)
     for near in (0, 1):
-        k = torch.stack([torch.full_like(row, 9.0 if index == near else -9.0) for index, row in enumerate(call.k)])
+        k = torch.stack(
+            [
+                torch.full_like(row, 9.0 if index == near else -9.0)
+                for index, row in enumerate(call.k)
+            ]
+        )
         out = run(MasaCtrl(HERE, union=True), call.replace(q, k, call.v))
         assert_exact(out[1], call.v[near].mean(0).expand(TOKENS, -1))
 
 
 @few
 @given(layouts, st.booleans(), st.booleans(), st.sampled_from([torch.float32, torch.float16]))
-def test_source_rows_are_bit_equal_to_plain(layout: Layout, union: bool, masked: bool, dtype: torch.dtype) -> None:
+def test_source_rows_are_bit_equal_to_plain(
+    layout: Layout, union: bool, masked: bool, dtype: torch.dtype
+) -> None:
     call = self_call(layout, dtype=dtype)
     before = [x.clone() for x in (call.q, call.k, call.v)]
     masks = (some(3), some(4)) if masked else (None, None)
@@ -110,7 +140,9 @@ def test_equal_rows_give_the_source_bit_for_bit(dtype: torch.dtype, masked: bool
 def test_keys_that_stand_twice_change_nothing(layout: Layout, masked: bool) -> None:
     """Union with a target that holds the source's keys and values is mutual attention."""
     call = self_call(layout)
-    order = [row.source if row.source is not None else index for index, row in enumerate(layout.rows)]
+    order = [
+        row.source if row.source is not None else index for index, row in enumerate(layout.rows)
+    ]
     call = call.replace(call.q, call.k[order], call.v[order])
     masks = (some(3), some(3)) if masked else (None, None)
     both, one = (run(MasaCtrl(HERE, 0.0, 1.0, union, *masks), call) for union in (True, False))
@@ -165,7 +197,9 @@ def test_what_the_rest_of_the_chain_gives_is_not_written_into(masks: Masks) -> N
         MasaCtrl(HERE, 0.5, 1.0),
         MasaCtrl(HERE, 0.0, 0.4),
         MasaCtrl(HERE, 1.0, 1.0),
-        MasaCtrl(frozenset([dataclasses.replace(DEEP, depth=1), dataclasses.replace(DEEP, stage="up")])),
+        MasaCtrl(
+            frozenset([dataclasses.replace(DEEP, depth=1), dataclasses.replace(DEEP, stage="up")])
+        ),
     ],
 )
 @pytest.mark.parametrize("union", [False, True])
@@ -178,7 +212,9 @@ def test_without_layers_or_outside_the_window_the_very_same_call_is_handed_on(
     assert attend.calls[0] is call and torch.equal(out, plain(call))
 
 
-@pytest.mark.parametrize("rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, None)) * 2])
+@pytest.mark.parametrize(
+    "rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, None)) * 2]
+)
 def test_rows_without_a_source_are_left_alone(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(self_call(), rows=rows), Attend()
     MasaCtrl(HERE)(call, attend, StepMaps())
@@ -195,25 +231,36 @@ def test_the_papers_window_starts_at_step_four_of_fifty() -> None:
 
 def test_a_window_ends_before_its_end() -> None:
     controller = MasaCtrl(HERE, 0.2, 0.5)
-    assert [step for step in range(50) if controller.wants("self", Place(step, 50, 1.0))] == list(range(10, 25))
+    assert [step for step in range(50) if controller.wants("self", Place(step, 50, 1.0))] == list(
+        range(10, 25)
+    )
 
 
 def test_cross_attention_is_read_only_for_masks_from_words_and_until_the_window_closes() -> None:
     """From the first step on, so that the window's first step has maps of a step before it."""
     auto = AutoMask({}, (2,))
-    controller, places = MasaCtrl(HERE, 0.2, 0.5, auto=auto), [Place(step, 50, 1.0) for step in range(50)]
+    controller, places = (
+        MasaCtrl(HERE, 0.2, 0.5, auto=auto),
+        [Place(step, 50, 1.0) for step in range(50)],
+    )
     assert [place.step for place in places if controller.wants("cross", place)] == list(range(25))
-    assert [controller.reads(place) for place in places] == ["cond"] * 10 + ["both"] * 15 + ["nothing"] * 25
+    assert [controller.reads(place) for place in places] == ["cond"] * 10 + ["both"] * 15 + [
+        "nothing"
+    ] * 25
     assert not any(MasaCtrl(HERE, 0.5, 0.5, auto=auto).wants("cross", place) for place in places)
     assert not MasaCtrl(frozenset(), auto=auto).wants("cross", LATE)
 
 
 @pytest.mark.parametrize(("layers", "first"), [(SD1, 10), (SDXL, 64)])
-def test_the_papers_layers_act_and_those_before_are_left_alone(layers: tuple[Layer, ...], first: int) -> None:
+def test_the_papers_layers_act_and_those_before_are_left_alone(
+    layers: tuple[Layer, ...], first: int
+) -> None:
     controller = MasaCtrl(decoder_layers(layers))
     acts = []
     for layer in layers:
-        call = dataclasses.replace(self_call(), site=dataclasses.replace(self_call().site, layer=layer))
+        call = dataclasses.replace(
+            self_call(), site=dataclasses.replace(self_call().site, layer=layer)
+        )
         acts.append(not torch.equal(run(controller, call), plain(call)))
     assert acts == [index >= first for index in range(len(layers))]
 
@@ -223,20 +270,31 @@ def test_the_papers_layers_act_and_those_before_are_left_alone(layers: tuple[Lay
 
 @few
 @given(layouts, st.integers(0, 99), st.booleans(), st.booleans())
-def test_the_object_asks_the_object_and_the_rest_the_rest(layout: Layout, seed: int, union: bool, shared: bool) -> None:
+def test_the_object_asks_the_object_and_the_rest_the_rest(
+    layout: Layout, seed: int, union: bool, shared: bool
+) -> None:
     """Masks of one size with the site, of each picture or one for all."""
     count = 1 if shared else layout.pictures
     theirs, own = some(seed, count), some(seed + 1, count)
-    masks = {i: (theirs[i % count].flatten().bool(), own[i % count].flatten().bool()) for i in range(layout.pictures)}
+    masks = {
+        i: (theirs[i % count].flatten().bool(), own[i % count].flatten().bool())
+        for i in range(layout.pictures)
+    }
     call = self_call(layout, seed)
-    assert_exact(run(MasaCtrl(HERE, 0.0, 1.0, union, theirs, own), call), mutual(call, layout, union, masks))
+    assert_exact(
+        run(MasaCtrl(HERE, 0.0, 1.0, union, theirs, own), call), mutual(call, layout, union, masks)
+    )
 
 
 @pytest.mark.parametrize("given", ["source_mask", "target_mask"])
 def test_one_mask_stands_for_both(given: str) -> None:
     call, mask = self_call(), some(3)
     both = MasaCtrl(HERE, source_mask=mask, target_mask=mask)
-    one = MasaCtrl(HERE, source_mask=mask) if given == "source_mask" else MasaCtrl(HERE, target_mask=mask)
+    one = (
+        MasaCtrl(HERE, source_mask=mask)
+        if given == "source_mask"
+        else MasaCtrl(HERE, target_mask=mask)
+    )
     assert torch.equal(run(one, call), run(both, call))
 
 
@@ -246,13 +304,18 @@ def test_masks_are_fitted_to_the_site_by_nearest(factor: int) -> None:
     large = [noise(0, 1, SITE[0] * factor, SITE[1] * factor).float() for _ in masks]
     for one, mask in zip(large, masks, strict=True):
         one[:, ::factor, ::factor] = mask
-    assert torch.equal(run(MasaCtrl(HERE, 0, 1, False, *large), call), run(MasaCtrl(HERE, 0, 1, False, *masks), call))
+    assert torch.equal(
+        run(MasaCtrl(HERE, 0, 1, False, *large), call),
+        run(MasaCtrl(HERE, 0, 1, False, *masks), call),
+    )
 
 
 def test_a_mask_of_half_belongs_to_the_rest() -> None:
     call, mask = self_call(), some(3)
     soft = torch.where(mask > 0, 0.51, 0.5)
-    assert torch.equal(*(run(MasaCtrl(HERE, source_mask=one, target_mask=one), call) for one in (mask, soft)))
+    assert torch.equal(
+        *(run(MasaCtrl(HERE, source_mask=one, target_mask=one), call) for one in (mask, soft))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -267,7 +330,9 @@ def test_masks_of_ones_are_no_masks(dtype: torch.dtype, union: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("union", [False, True])
 @pytest.mark.parametrize("own", [torch.zeros(1, *SITE), some(4), torch.ones(1, *SITE), None])
-def test_a_source_mask_of_zeros_restricts_nothing(dtype: torch.dtype, union: bool, own: torch.Tensor | None) -> None:
+def test_a_source_mask_of_zeros_restricts_nothing(
+    dtype: torch.dtype, union: bool, own: torch.Tensor | None
+) -> None:
     call = self_call(dtype=dtype)
     out = run(MasaCtrl(HERE, 0.0, 1.0, union, torch.zeros(1, *SITE), own), call)
     assert torch.isfinite(out).all() and torch.equal(out, run(MasaCtrl(HERE, union=union), call))
@@ -278,7 +343,9 @@ def test_a_target_mask_of_zeros_or_ones_is_only_the_rest_or_only_the_object(unio
     call, theirs = self_call(), some(3)
     for own in (torch.zeros(1, *SITE), torch.ones(1, *SITE)):
         masks = {0: (theirs.flatten().bool(), own.flatten().bool())}
-        assert_exact(run(MasaCtrl(HERE, 0.0, 1.0, union, theirs, own), call), mutual(call, TWO, union, masks))
+        assert_exact(
+            run(MasaCtrl(HERE, 0.0, 1.0, union, theirs, own), call), mutual(call, TWO, union, masks)
+        )
 
 
 def test_the_rest_reads_everything_where_the_source_is_all_object() -> None:
@@ -300,14 +367,25 @@ def test_no_map_is_ever_built(union: bool) -> None:
 
 # masks from words
 
-WORDS: Groups = {("source", 0): (12, ((1, 2),)), ("target", 0): (12, ((3,),)), ("target", 1): (12, ((4, 5),))}
+WORDS: Groups = {
+    ("source", 0): (12, ((1, 2),)),
+    ("target", 0): (12, ((3,),)),
+    ("target", 1): (12, ((4, 5),)),
+}
 
 
 def cross_call(
-    layout: Layout, seed: int = 0, step: int = LATE.step, layer: int = 0, scale: int = 2, size: tuple[int, int] = SITE
+    layout: Layout,
+    seed: int = 0,
+    step: int = LATE.step,
+    layer: int = 0,
+    scale: int = 2,
+    size: tuple[int, int] = SITE,
 ) -> AttentionCall:
     at = Layer("down", 1, layer, 0, scale)
-    call = make_call("cross", layout, seed, 2, 4, size, 12, place=Place(step, 50, 1.0), latent=(6, 8), layer=at)
+    call = make_call(
+        "cross", layout, seed, 2, 4, size, 12, place=Place(step, 50, 1.0), latent=(6, 8), layer=at
+    )
     return probed(call.replace(3 * call.q, call.k, call.v))
 
 
@@ -331,7 +409,10 @@ def test_masks_come_from_the_words_maps_of_the_step_before(
     controller = MasaCtrl(HERE, 0.0, 1.0, union, auto=AutoMask(WORDS, (2, 4), threshold))
     state, call = controller.begin(), self_call(layout, seed)
     older = cross_call(layout, seed + 50, LATE.step - 2)
-    before = [cross_call(layout, seed, LATE.step - 1), cross_call(layout, seed + 1, LATE.step - 1, 1)]
+    before = [
+        cross_call(layout, seed, LATE.step - 1),
+        cross_call(layout, seed + 1, LATE.step - 1, 1),
+    ]
     other = cross_call(layout, seed + 2, LATE.step - 1, layer=2, scale=4, size=(2, 2))
     now = cross_call(layout, seed + 51)
     for each in (older, before[0], other, before[1], *([now] if union else [])):
@@ -339,7 +420,9 @@ def test_masks_come_from_the_words_maps_of_the_step_before(
     expected = mutual(call, layout, union)
     for target, source in layout.pairs:
         first = next(i for i, row in enumerate(layout.rows) if row.cond)
-        shift = first - min(i for i, row in enumerate(layout.rows) if row.cond == layout.rows[target].cond)
+        shift = first - min(
+            i for i, row in enumerate(layout.rows) if row.cond == layout.rows[target].cond
+        )
         found = WORDS["target", layout.rows[target].target][1][0]
         own = normalised(before, target + shift, found) >= threshold
         theirs = normalised(before, source + shift, (1, 2)) >= threshold

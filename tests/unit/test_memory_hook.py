@@ -34,8 +34,12 @@ def test_weights_views_and_writing_in_place_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("inference", [True, False])
-@pytest.mark.parametrize(("backend", "maps"), [(SDPBackend.MATH, True), (SDPBackend.FLASH_ATTENTION, False)])
-def test_maps_are_seen_inside_torchs_own_attention(inference: bool, backend: SDPBackend, maps: bool) -> None:
+@pytest.mark.parametrize(
+    ("backend", "maps"), [(SDPBackend.MATH, True), (SDPBackend.FLASH_ATTENTION, False)]
+)
+def test_maps_are_seen_inside_torchs_own_attention(
+    inference: bool, backend: SDPBackend, maps: bool
+) -> None:
     with torch.inference_mode(inference), sdpa_kernel(backend):
         q, k, v = (torch.randn(1, HEADS, TOKENS, WIDTH) for _ in range(3))
         with MemoryHook() as hook:

@@ -1,4 +1,5 @@
-"""Null-text optimisation on a small analytic network: the paper's loop, the faster one, and what both promise."""
+"""Null-text optimisation on a small analytic network: the paper's loop, the faster one, and what
+both promise."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class Analytic:
         self.forward += len(x)
         return predict(x, sigma, self.source)
 
-    def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    def null(
+        self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
+    ) -> torch.Tensor:
         self.forward += len(x)
         made = predict(x, sigma, embedding)
         if made.requires_grad:
@@ -56,7 +59,9 @@ class Analytic:
 def pivot(steps: int = 20, batch: int = 1, seed: int = 7) -> Trajectory:
     """DDIM inversion of pictures that the source text is about."""
     sigmas = level_table(sd_sigmas(), steps)
-    x0 = torch.tanh(SOURCE.flatten(1) @ WEIGHTS).view(1, *PICTURE) + STD * noise(seed, batch, *PICTURE)
+    x0 = torch.tanh(SOURCE.flatten(1) @ WEIGHTS).view(1, *PICTURE) + STD * noise(
+        seed, batch, *PICTURE
+    )
 
     def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
         return exploding - sigma * predict(to_preserving(exploding, sigma), sigma, SOURCE)
@@ -72,15 +77,24 @@ def optimized(
     start: torch.Tensor | None = None,
 ) -> Optimized:
     start = start if start is not None else SOURCE if settings.base == "source" else EMPTY
-    return optimize(network or Analytic(), trajectory, start.expand(trajectory.batch, -1, -1).clone(), cfg, settings)
+    return optimize(
+        network or Analytic(),
+        trajectory,
+        start.expand(trajectory.batch, -1, -1).clone(),
+        cfg,
+        settings,
+    )
 
 
 def replay(trajectory: Trajectory, nulls: torch.Tensor, cfg: float = CFG) -> torch.Tensor:
-    """Mean squared distances to the trajectory after every step [N, B] under embeddings [N, B, T, D]."""
+    """Mean squared distances to the trajectory after every step [N, B] under embeddings [N, B, T,
+    D]."""
     x, found, levels = trajectory.noise, [], trajectory.sigmas.flip(0).tolist()
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
         eps = predict(x, sigma, nulls[i])
-        x = vp_step(x, eps + cfg * (predict(x, sigma, SOURCE) - eps), abar_of(sigma), abar_of(sigma_next))
+        x = vp_step(
+            x, eps + cfg * (predict(x, sigma, SOURCE) - eps), abar_of(sigma), abar_of(sigma_next)
+        )
         found.append((x - trajectory.latents[trajectory.steps - 1 - i]).square().flatten(1).mean(1))
     return torch.stack(found)
 
@@ -88,21 +102,29 @@ def replay(trajectory: Trajectory, nulls: torch.Tensor, cfg: float = CFG) -> tor
 def the_papers(
     trajectory: Trajectory, cfg: float = CFG, inner: int = 10, exploding: bool = False
 ) -> tuple[torch.Tensor, int]:
-    """The reference's loop with torch's own Adam, for one picture, and how many inner steps it took.
+    """The reference's loop with torch's own Adam, for one picture, and how many inner steps it
+    took.
 
     exploding: the loss in variance-exploding units, and the rule to stop in the same.
     """
     x, null, nulls, taken = trajectory.noise, EMPTY.clone(), [], 0
     levels = trajectory.sigmas.flip(0).tolist()
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
-        a, b, wanted = abar_of(sigma), abar_of(sigma_next), trajectory.latents[trajectory.steps - 1 - i]
+        a, b, wanted = (
+            abar_of(sigma),
+            abar_of(sigma_next),
+            trajectory.latents[trajectory.steps - 1 - i],
+        )
         unit = 1.0 / b if exploding else 1.0
         null = null.clone().detach().requires_grad_(True)
         adam = torch.optim.Adam([null], lr=1e-2 * (1.0 - i / 100.0), eps=1e-8 * unit)
         eps_c = predict(x, sigma, SOURCE)
         for _ in range(inner):
             eps = predict(x, sigma, null)
-            loss = torch.nn.functional.mse_loss(vp_step(x, eps + cfg * (eps_c - eps), a, b), wanted) * unit
+            loss = (
+                torch.nn.functional.mse_loss(vp_step(x, eps + cfg * (eps_c - eps), a, b), wanted)
+                * unit
+            )
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -121,22 +143,31 @@ def the_papers(
 
 @pytest.mark.parametrize(("steps", "cfg", "stops"), [(20, 7.5, False), (60, 1.05, True)])
 def test_the_reference_is_the_papers_loop(steps: int, cfg: float, stops: bool) -> None:
-    """Nulls, errors and rows: a prediction under the source, forward and backward of every inner step, the last one."""
+    """Nulls, errors and rows: a prediction under the source, forward and backward of every inner
+    step, the last one."""
     trajectory, network = pivot(steps), Analytic()
     expected, taken = the_papers(trajectory, cfg)
     found = optimized(PRESETS["reference"], trajectory, cfg, network)
     assert trajectory.steps < taken and (taken < 10 * trajectory.steps) == stops
     torch.testing.assert_close(found.nulls, expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.error, replay(trajectory, expected, cfg), rtol=1e-6, atol=1e-12)
-    assert found.forward_rows.tolist() == [2 * trajectory.steps + taken] and found.backward_rows.tolist() == [taken]
+    torch.testing.assert_close(
+        found.error, replay(trajectory, expected, cfg), rtol=1e-6, atol=1e-12
+    )
+    assert found.forward_rows.tolist() == [
+        2 * trajectory.steps + taken
+    ] and found.backward_rows.tolist() == [taken]
     assert (network.forward, network.backward) == (2 * trajectory.steps + taken, taken)
 
 
 def test_the_reference_does_not_depend_on_the_units_of_its_loss() -> None:
-    """Oracle 25: in variance-exploding units, with the rule to stop rescaled, the same embeddings."""
+    """Oracle 25: in variance-exploding units, with the rule to stop rescaled, the same
+    embeddings."""
     trajectory = pivot()
     torch.testing.assert_close(
-        the_papers(trajectory, exploding=True)[0], optimized(PRESETS["reference"], trajectory).nulls, rtol=0, atol=1e-6
+        the_papers(trajectory, exploding=True)[0],
+        optimized(PRESETS["reference"], trajectory).nulls,
+        rtol=0,
+        atol=1e-6,
     )
 
 
@@ -193,7 +224,8 @@ def test_fast_comes_nearer_with_a_quarter_of_the_rows() -> None:
 
 
 def test_fast_gains_on_what_it_starts_from() -> None:
-    """At every step the source's embedding has the inversion's own error; optimised, less is left in the end."""
+    """At every step the source's embedding has the inversion's own error; optimised, less is left
+    in the end."""
     trajectory = pivot(50)
     start = replay(trajectory, SOURCE.expand(50, 1, -1, -1))
     assert optimized(PRESETS["fast"], trajectory).error.mean() < 0.5 * start.mean()
@@ -201,16 +233,21 @@ def test_fast_gains_on_what_it_starts_from() -> None:
 
 @pytest.mark.parametrize("reach", [0.03, 0.3])
 def test_the_secant_finds_the_lowest_point_of_its_direction(reach: float) -> None:
-    """Where predictions are linear in the embedding the slope there is 0, from a shorter trial or a longer one."""
+    """Where predictions are linear in the embedding the slope there is 0, from a shorter trial or a
+    longer one."""
 
     class Linear(Analytic):
-        def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        def null(
+            self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
+        ) -> torch.Tensor:
             fixed = predict(x, sigma, SOURCE)
             return fixed + 0.3 * ((embedding - SOURCE).flatten(1) @ WEIGHTS).view(-1, *PICTURE)
 
     trajectory = pivot()
     x, levels = trajectory.noise, tuple(trajectory.sigmas.flip(0)[:2].tolist())
-    problem = Problem(Linear(), x, trajectory.latents[-2] + 0.01 * noise(5, *x.shape), levels, CFG, SOURCE)
+    problem = Problem(
+        Linear(), x, trajectory.latents[-2] + 0.01 * noise(5, *x.shape), levels, CFG, SOURCE
+    )
     null, _, before = Secant(dataclasses.replace(PRESETS["fast"], reach=reach), SOURCE)(problem, 0)
     eps, gradient = problem.gradient(null, problem.everyone)
     along = null - SOURCE
@@ -219,12 +256,15 @@ def test_the_secant_finds_the_lowest_point_of_its_direction(reach: float) -> Non
 
 
 def test_a_direction_that_leads_nowhere_is_not_taken() -> None:
-    """Where a trial only moves the prediction sideways, half as far again from the trajectory, the start is kept."""
+    """Where a trial only moves the prediction sideways, half as far again from the trajectory, the
+    start is kept."""
 
     class Sideways(Analytic):
         aside: torch.Tensor | None = None
 
-        def null(self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        def null(
+            self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
+        ) -> torch.Tensor:
             made = super().null(x, sigma, embedding, pictures)
             return made if self.aside is None else problem.cond + self.aside
 
@@ -238,7 +278,9 @@ def test_a_direction_that_leads_nowhere_is_not_taken() -> None:
     network.aside = across * (0.7 * miss.norm() / moved.norm())
     null, eps, before = Secant(PRESETS["fast"], SOURCE)(problem, 0)
     assert torch.equal(null, SOURCE) and torch.equal(eps, problem.cond)
-    assert (problem.miss(problem.cond + network.aside, problem.everyone).square().mean() / before).item() < 1.6
+    assert (
+        problem.miss(problem.cond + network.aside, problem.everyone).square().mean() / before
+    ).item() < 1.6
 
 
 def test_pictures_within_tolerance_are_left_alone_beside_others() -> None:
@@ -249,13 +291,17 @@ def test_pictures_within_tolerance_are_left_alone_beside_others() -> None:
     moved = (together.nulls != SOURCE).flatten(2).any(2)
     assert moved.any() and not moved.all() and (moved[:, 0] != moved[:, 1]).any()
     for row in range(2):
-        alone = optimized(between, dataclasses.replace(batch, latents=batch.latents[:, row : row + 1]))
+        alone = optimized(
+            between, dataclasses.replace(batch, latents=batch.latents[:, row : row + 1])
+        )
         torch.testing.assert_close(together.nulls[:, row : row + 1], alone.nulls, rtol=0, atol=1e-6)
 
 
 def test_fast_within_tolerance_asks_for_nothing_more() -> None:
     trajectory, network = pivot(), Analytic()
-    found = optimized(dataclasses.replace(PRESETS["fast"], epsilon=1e3), trajectory, network=network)
+    found = optimized(
+        dataclasses.replace(PRESETS["fast"], epsilon=1e3), trajectory, network=network
+    )
     assert torch.equal(found.nulls, SOURCE.expand(20, 1, -1, -1))
     assert (network.forward, network.backward) == (20, 0)
 
@@ -263,7 +309,9 @@ def test_fast_within_tolerance_asks_for_nothing_more() -> None:
 def test_fast_counts_the_rows_it_asks_for() -> None:
     network = Analytic()
     found = optimized(PRESETS["fast"], pivot(batch=2), network=network)
-    assert network.forward == int(found.forward_rows.sum()) and network.backward == int(found.backward_rows.sum())
+    assert network.forward == int(found.forward_rows.sum()) and network.backward == int(
+        found.backward_rows.sum()
+    )
 
 
 # both
@@ -277,7 +325,9 @@ def test_every_picture_of_a_batch_is_optimised_as_if_alone(preset: str) -> None:
         alone = dataclasses.replace(batch, latents=batch.latents[:, row : row + 1])
         one = optimized(PRESETS[preset], alone)
         torch.testing.assert_close(together.nulls[:, row : row + 1], one.nulls, rtol=0, atol=1e-6)
-        torch.testing.assert_close(together.error[:, row : row + 1], one.error, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(
+            together.error[:, row : row + 1], one.error, rtol=1e-4, atol=1e-9
+        )
         if preset != "fast":  # which goes back through the first prediction of all pictures at once
             assert together.forward_rows[row] == one.forward_rows[0]
 
@@ -290,16 +340,26 @@ def test_without_guidance_embeddings_are_left_alone(preset: str) -> None:
     start = SOURCE if preset == "fast" else EMPTY
     assert network.backward == (0 if start is EMPTY else int(found.backward_rows.sum()))
     assert torch.equal(found.nulls, start.expand(20, 1, -1, -1))
-    torch.testing.assert_close(found.error, replay(trajectory, found.nulls, 1.0), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        found.error, replay(trajectory, found.nulls, 1.0), rtol=1e-9, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("at_source", [False, True])
 def test_the_gradient_is_the_losss_slope(at_source: bool) -> None:
     """By central differences, in every coordinate."""
     trajectory = pivot(batch=2)
-    x, wanted, levels = trajectory.noise, trajectory.latents[-2], trajectory.sigmas.flip(0)[:2].tolist()
-    where = SOURCE.expand(2, -1, -1).clone() if at_source else EMPTY + 0.1 * noise(3, 2, TOKENS, WIDTH)
-    problem = Problem(Analytic(), x, wanted, (levels[0], levels[1]), CFG, where if at_source else None)
+    x, wanted, levels = (
+        trajectory.noise,
+        trajectory.latents[-2],
+        trajectory.sigmas.flip(0)[:2].tolist(),
+    )
+    where = (
+        SOURCE.expand(2, -1, -1).clone() if at_source else EMPTY + 0.1 * noise(3, 2, TOKENS, WIDTH)
+    )
+    problem = Problem(
+        Analytic(), x, wanted, (levels[0], levels[1]), CFG, where if at_source else None
+    )
     everyone = torch.arange(2)
     found = problem.gradient_at_source() if at_source else problem.gradient(where, everyone)[1]
 
@@ -315,7 +375,8 @@ def test_the_gradient_is_the_losss_slope(at_source: bool) -> None:
 
 
 def test_the_way_back_is_scaled_to_one_for_half_precision() -> None:
-    """A miss of 1e-9 would underflow in fp16; what the network is given to go back with is about 1."""
+    """A miss of 1e-9 would underflow in fp16; what the network is given to go back with is about
+    1."""
     trajectory, given = pivot(), []
 
     class Watched(Analytic):
@@ -323,8 +384,12 @@ def test_the_way_back_is_scaled_to_one_for_half_precision() -> None:
             given.append(gradient.abs().max().item())
 
     near = trajectory.latents[-2].clone()
-    problem = Problem(Watched(), trajectory.noise, near, tuple(trajectory.sigmas.flip(0)[:2].tolist()), CFG)
-    problem.wanted = problem.landing(predict(trajectory.noise, problem.sigma, EMPTY), problem.everyone) + 1e-9
+    problem = Problem(
+        Watched(), trajectory.noise, near, tuple(trajectory.sigmas.flip(0)[:2].tolist()), CFG
+    )
+    problem.wanted = (
+        problem.landing(predict(trajectory.noise, problem.sigma, EMPTY), problem.everyone) + 1e-9
+    )
     problem.gradient(EMPTY, problem.everyone)
     assert len(given) == 1 and 0.5 <= given[0] <= 2.0
 
@@ -344,13 +409,20 @@ def test_each_step_is_reported_with_its_error() -> None:
     trajectory, seen = pivot(), []
     start = EMPTY.clone()
     found = optimize(
-        Analytic(), trajectory, start, CFG, PRESETS["reference"], lambda i, x, x0, e: seen.append((i, x, x0, e))
+        Analytic(),
+        trajectory,
+        start,
+        CFG,
+        PRESETS["reference"],
+        lambda i, x, x0, e: seen.append((i, x, x0, e)),
     )
     assert [i for i, *_ in seen] == list(range(20))
     assert torch.equal(torch.stack([e for *_, e in seen]), found.error)
     after = [(x - trajectory.latents[19 - i]).square().flatten(1).mean(1) for i, x, *_ in seen]
     torch.testing.assert_close(torch.stack(after), found.error)
-    assert (seen[-1][2] - trajectory.latents[0]).abs().mean() < (seen[0][2] - trajectory.latents[0]).abs().mean()
+    assert (seen[-1][2] - trajectory.latents[0]).abs().mean() < (
+        seen[0][2] - trajectory.latents[0]
+    ).abs().mean()
     assert torch.equal(start, EMPTY), "the start is not changed"
 
 
@@ -380,7 +452,8 @@ def test_another_cfg_than_the_optimised_one_is_remarked() -> None:
 
 
 def test_another_negative_prompt_is_remarked_where_it_matters() -> None:
-    """Under the source's pooled vector and sizes, the negative prompt is not in the source row at all."""
+    """Under the source's pooled vector and sizes, the negative prompt is not in the source row at
+    all."""
     trajectory = pivot()
     assert "negative prompt" in NullText(negative="empty").remark(trajectory, 7.5, "ugly")
     assert NullText(True, "source", negative="empty").remark(trajectory, 7.5, "ugly") == ""

@@ -11,7 +11,18 @@ import pytest
 from PIL import Image
 
 from bench.pie import toyset
-from bench.pie.dataset import MAPPING, PICTURES, SIDE, TYPES, PieError, choose, decode, encode, plain, read
+from bench.pie.dataset import (
+    MAPPING,
+    PICTURES,
+    SIDE,
+    TYPES,
+    PieError,
+    choose,
+    decode,
+    encode,
+    plain,
+    read,
+)
 
 ENTRY: dict[str, Any] = {
     "image_path": "0_random_140/000000000000.jpg",
@@ -60,7 +71,9 @@ def test_a_mask_has_its_runs_and_the_border(tmp_path: pathlib.Path) -> None:
 def test_runs_and_masks_are_each_others_inverse() -> None:
     mask = np.random.default_rng(0).random((SIDE, SIDE)) < 0.3
     assert np.array_equal(decode(encode(mask)), mask)
-    assert encode(np.ones((SIDE, SIDE), dtype=bool)) == [0, SIDE * SIDE] and encode(mask & False) == []
+    assert (
+        encode(np.ones((SIDE, SIDE), dtype=bool)) == [0, SIDE * SIDE] and encode(mask & False) == []
+    )
     assert encode(decode([5, 2, 511, 3])) == [5, 2, 511, 3]  # a run goes on in the next row
 
 
@@ -69,7 +82,9 @@ def test_a_run_behind_the_end_is_cut_and_told(tmp_path: pathlib.Path) -> None:
     assert entry.cut and decode(entry.runs).sum() == 3
 
 
-@pytest.mark.parametrize("mask", [[SIDE * SIDE, 1], [-1, 5], [0, -1], [0, 1, 7], ["0", 1], [0.5, 1], {"counts": []}])
+@pytest.mark.parametrize(
+    "mask", [[SIDE * SIDE, 1], [-1, 5], [0, -1], [0, 1, 7], ["0", 1], [0.5, 1], {"counts": []}]
+)
 def test_a_mask_that_is_none_names_its_entry(tmp_path: pathlib.Path, mask: Any) -> None:
     with pytest.raises(PieError, match=r"mapping_file\.json: entry '000000000000': .*mask"):
         read(folder(tmp_path, mask=mask))
@@ -83,7 +98,9 @@ def test_a_mask_that_is_none_names_its_entry(tmp_path: pathlib.Path, mask: Any) 
         ({"editing_type_id": "10"}, "expected an editing_type_id from 0 to 9"),
     ],
 )
-def test_a_damaged_entry_is_named(tmp_path: pathlib.Path, change: dict[str, Any], said: str) -> None:
+def test_a_damaged_entry_is_named(
+    tmp_path: pathlib.Path, change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(PieError, match=said):
         read(folder(tmp_path, **change))
 
@@ -105,7 +122,9 @@ def test_a_folder_without_the_file_or_with_a_damaged_one(tmp_path: pathlib.Path)
 def test_missing_pictures_are_found_before_the_run(tmp_path: pathlib.Path) -> None:
     entries = read(folder(tmp_path))
     entries[0].picture.unlink()
-    with pytest.raises(PieError, match=r"1 of 1 pictures are missing, the first is .*000000000000\.jpg"):
+    with pytest.raises(
+        PieError, match=r"1 of 1 pictures are missing, the first is .*000000000000\.jpg"
+    ):
         choose(entries)
 
 
@@ -119,7 +138,10 @@ def test_a_drawn_folder_is_of_the_format(tmp_path: pathlib.Path) -> None:
         assert entry.source != entry.target and "[" not in entry.source + entry.target
         assert 0.05 < entry.mask().mean() < 0.98
     assert [len(entry.words) for entry in entries] == [2, 2, 0, 2, 2, 2]
-    assert json.loads((tmp_path / MAPPING).read_text())["000000000003"]["original_prompt"].count("[") == 1
+    assert (
+        json.loads((tmp_path / MAPPING).read_text())["000000000003"]["original_prompt"].count("[")
+        == 1
+    )
 
 
 def test_the_drawn_mask_covers_all_that_the_true_edit_changes() -> None:
@@ -128,7 +150,9 @@ def test_the_drawn_mask_covers_all_that_the_true_edit_changes() -> None:
     assert isinstance(runs, list)
     changed = np.abs(scene.render() - truth.render()).max(-1) > 2 / 255
     mask = decode(runs)
-    assert mask[::4, ::4][changed].all() and np.array_equal(mask, np.kron(mask[::4, ::4], np.ones((4, 4), dtype=bool)))
+    assert mask[::4, ::4][changed].all() and np.array_equal(
+        mask, np.kron(mask[::4, ::4], np.ones((4, 4), dtype=bool))
+    )
 
 
 def test_entries_are_chosen_by_type_id_and_number(tmp_path: pathlib.Path) -> None:
@@ -137,7 +161,9 @@ def test_entries_are_chosen_by_type_id_and_number(tmp_path: pathlib.Path) -> Non
     assert [entry.id[-1] for entry in choose(entries, kinds={"0", "1"})] == ["0", "1", "6", "7"]
     assert [entry.id[-1] for entry in choose(entries, kinds={"0", "1"}, limit=3)] == ["0", "1", "6"]
     assert choose(entries, ids=["000000000004"]) == [entries[4]]
-    with pytest.raises(PieError, match=r"no entry nothing in mapping_file\.json; it holds 8, from 000000000000"):
+    with pytest.raises(
+        PieError, match=r"no entry nothing in mapping_file\.json; it holds 8, from 000000000000"
+    ):
         choose(entries, ids=["nothing"])
     with pytest.raises(PieError, match="no entry is left of 8"):
         choose(entries, kinds={"9"})

@@ -1,4 +1,5 @@
-"""What PIE-Bench's runner asks the server for, what it stores, and what it does when things go wrong."""
+"""What PIE-Bench's runner asks the server for, what it stores, and what it does when things go
+wrong."""
 
 from __future__ import annotations
 
@@ -11,23 +12,28 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.client import Client, Graph, Interrupted, JobFailed, Result, ServerError
 from bench.graphs import Settings
 from bench.pie import __main__ as command
 from bench.pie import editing, toyset
 from bench.pie.dataset import Entry, PieError, read
 from bench.pie.editing import Plan, Runner, asked, prepared
 from bench.pie.store import Store
+from tools.client import Client, Graph, Interrupted, JobFailed, Result, ServerError
 
-PLAN = Plan("direct", "p2p_blend", Settings(steps=4, mode="refine", cross_end=0.4, self_end=0.6), 2.0, 128)
+PLAN = Plan(
+    "direct", "p2p_blend", Settings(steps=4, mode="refine", cross_end=0.4, self_end=0.6), 2.0, 128
+)
 NOWHERE = pathlib.Path("nowhere.png")
 
 
-def entry(source: str = "a cat, sitting", target: str = "a dog, sitting", words: str = "cat dog") -> Entry:
+def entry(
+    source: str = "a cat, sitting", target: str = "a dog, sitting", words: str = "cat dog"
+) -> Entry:
     return Entry("0", NOWHERE, source, target, "", "1", tuple(words.split()), ())
 
 
-# -- what is asked for -------------------------------------------------------------------------------------
+# -- what is asked for
+# -------------------------------------------------------------------------------------
 
 
 def test_blend_words_are_the_sources_and_the_targets_and_the_second_is_weighted() -> None:
@@ -49,7 +55,11 @@ def test_without_blend_words_it_is_plain_p2p() -> None:
 
 def test_words_that_do_not_occur_are_left_out_and_told() -> None:
     wish = asked(entry(words="cat wolf"), PLAN, "")
-    assert (wish.case.blend_words, wish.case.weights, wish.note) == ("cat", "", "not in the prompts: wolf")
+    assert (wish.case.blend_words, wish.case.weights, wish.note) == (
+        "cat",
+        "",
+        "not in the prompts: wolf",
+    )
     wish = asked(entry(words="fox wolf"), PLAN, "")
     assert (wish.control, wish.note) == ("p2p", "not in the prompts: fox, wolf; no blend words")
 
@@ -69,11 +79,23 @@ def test_parentheses_are_text() -> None:
 
 
 def test_the_commands_defaults_are_those_of_the_reference() -> None:
-    plan = command.plan_of(command.parser().parse_args(["folder", "--checkpoint", "sd14.safetensors"]))
+    plan = command.plan_of(
+        command.parser().parse_args(["folder", "--checkpoint", "sd14.safetensors"])
+    )
     settings = plan.settings
     assert (settings.cfg, settings.steps, settings.mode) == (7.5, 50, "refine")
-    assert (settings.cross_end, settings.self_end, settings.self_limit, plan.word_weight) == (0.4, 0.6, 0.25, 2.0)
-    assert (plan.method, plan.control, plan.size, plan.checkpoint) == ("direct", "p2p_blend", 512, "sd14.safetensors")
+    assert (settings.cross_end, settings.self_end, settings.self_limit, plan.word_weight) == (
+        0.4,
+        0.6,
+        0.25,
+        2.0,
+    )
+    assert (plan.method, plan.control, plan.size, plan.checkpoint) == (
+        "direct",
+        "p2p_blend",
+        512,
+        "sd14.safetensors",
+    )
 
 
 @pytest.mark.parametrize("wrong", [["--size", "100"], ["--steps", "0"], ["--limit", "0"]])
@@ -90,7 +112,9 @@ def test_a_picture_is_cut_to_its_middle_square(tmp_path: pathlib.Path) -> None:
     assert made.size == (512, 512) and made.getcolors() == [(512 * 512, (0, 0, 255))]
 
 
-def test_at_a_smaller_size_a_pixel_is_edited_when_any_that_it_stands_for_is(tmp_path: pathlib.Path) -> None:
+def test_at_a_smaller_size_a_pixel_is_edited_when_any_that_it_stands_for_is(
+    tmp_path: pathlib.Path,
+) -> None:
     runs = (512 * 203 + 77, 1)
     Image.new("RGB", (512, 512)).save(tmp_path / "source.png")
     one = dataclasses.replace(entry(), picture=tmp_path / "source.png", runs=runs)
@@ -103,7 +127,8 @@ def test_at_a_smaller_size_a_pixel_is_edited_when_any_that_it_stands_for_is(tmp_
         command.pair_of(one, store, 512)
 
 
-# -- the store ---------------------------------------------------------------------------------------------
+# -- the store
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_case_is_done_when_it_has_its_picture_and_its_line(tmp_path: pathlib.Path) -> None:
@@ -126,20 +151,26 @@ def test_a_torn_line_is_taken_out_and_the_next_one_is_whole(tmp_path: pathlib.Pa
     store = Store(tmp_path, {})
     assert set(store.records) == {"a"}
     store.keep("b", Image.new("RGB", (8, 8)))
-    assert [json.loads(line)["id"] for line in (tmp_path / "cases.jsonl").read_text().splitlines()] == ["a", "b"]
+    assert [
+        json.loads(line)["id"] for line in (tmp_path / "cases.jsonl").read_text().splitlines()
+    ] == ["a", "b"]
 
 
 def test_other_settings_are_refused(tmp_path: pathlib.Path) -> None:
     Store(tmp_path, {"cfg": 7.5, "steps": 50})
-    with pytest.raises(PieError, match=r"holds pictures made with cfg 7\.5, now 3\.0; give another --out"):
+    with pytest.raises(
+        PieError, match=r"holds pictures made with cfg 7\.5, now 3\.0; give another --out"
+    ):
         Store(tmp_path, {"cfg": 3.0, "steps": 50})
 
 
-# -- the runner --------------------------------------------------------------------------------------------
+# -- the runner
+# --------------------------------------------------------------------------------------------
 
 
 class Server:
-    """Stands for a client: every graph is answered at once, or as `answers` says; one raised ends the run."""
+    """Stands for a client: every graph is answered at once, or as `answers` says; one raised ends
+    the run."""
 
     def __init__(self, **answers: ServerError) -> None:
         self.answers, self.asked = answers, list[str]()
@@ -185,13 +216,19 @@ def test_all_cases_are_asked_for_and_stored(entries: list[Entry], tmp_path: path
     assert store.records[entries[2].id]["note"] == "no blend words"
 
 
-def test_a_refused_case_is_stored_and_the_others_go_on(entries: list[Entry], tmp_path: pathlib.Path) -> None:
-    store = run(Server(case1=JobFailed("too long", "pair", "PivotPromptPair")), entries, tmp_path / "out")
+def test_a_refused_case_is_stored_and_the_others_go_on(
+    entries: list[Entry], tmp_path: pathlib.Path
+) -> None:
+    store = run(
+        Server(case1=JobFailed("too long", "pair", "PivotPromptPair")), entries, tmp_path / "out"
+    )
     assert store.failed(entries[1].id) and sum(store.done(one.id) for one in entries) == 5
     assert store.records[entries[1].id]["error"] == "node pair (PivotPromptPair): too long"
 
 
-def test_a_damaged_picture_is_stored_as_failed(entries: list[Entry], tmp_path: pathlib.Path) -> None:
+def test_a_damaged_picture_is_stored_as_failed(
+    entries: list[Entry], tmp_path: pathlib.Path
+) -> None:
     for one in (entries[0], entries[5]):
         one.picture.write_bytes(b"no picture")
     store = run(Server(), entries, tmp_path / "out")
@@ -199,7 +236,9 @@ def test_a_damaged_picture_is_stored_as_failed(entries: list[Entry], tmp_path: p
     assert [store.done(one.id) for one in entries] == [False, True, True, True, True, False]
 
 
-@pytest.mark.parametrize("error", [ServerError("it is gone"), Interrupted("interrupted", "edit", "PivotEditSampler")])
+@pytest.mark.parametrize(
+    "error", [ServerError("it is gone"), Interrupted("interrupted", "edit", "PivotEditSampler")]
+)
 def test_a_server_that_stops_ends_the_run_and_nothing_is_blamed(
     entries: list[Entry], tmp_path: pathlib.Path, error: ServerError
 ) -> None:
@@ -216,12 +255,19 @@ def test_an_unknown_checkpoint_is_refused_before_the_run() -> None:
     with Declared("http://127.0.0.1:1") as client:
         editing.check_checkpoint(client, "sd14.safetensors")
         editing.check_checkpoint(client, "")
-        with pytest.raises(PieError, match=r"no checkpoint other; the server offers sd14\.safetensors"):
+        with pytest.raises(
+            PieError, match=r"no checkpoint other; the server offers sd14\.safetensors"
+        ):
             editing.check_checkpoint(client, "other")
 
 
-def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     assert command.main(["/nowhere"]) == 1
     said = capsys.readouterr()
-    assert said.err == "error: no mapping_file.json in /nowhere; give the benchmark's folder\n" and not said.out
+    assert (
+        said.err == "error: no mapping_file.json in /nowhere; give the benchmark's folder\n"
+        and not said.out
+    )

@@ -1,4 +1,5 @@
-"""PIE-Bench's figures on pictures whose values are known by hand, and what is said where weights are missing."""
+"""PIE-Bench's figures on pictures whose values are known by hand, and what is said where weights
+are missing."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def pixels() -> Measures:
 
 
 def pair(inside: int = 200, outside: int = 110, edited: float = 0.5, size: int = 64) -> Pair:
-    """A picture of 100 whose background became `outside` and the rest, a share of the columns, `inside`."""
+    """A picture of 100 whose background became `outside` and the rest, a share of the columns,
+    `inside`."""
     mask = np.zeros((size, size), dtype=bool)
     mask[:, : int(size * edited)] = True
     after = np.where(mask[..., None], inside, outside).astype(np.uint8).repeat(3, axis=2)
@@ -36,7 +38,9 @@ def test_psnr_and_mse_have_their_values_by_hand(pixels: Measures) -> None:
     found = pixels(pair())
     assert found["mse_masked"] == pytest.approx((10 / 255) ** 2)
     assert found["psnr_masked"] == pytest.approx(20 * math.log10(255 / 10))  # 28.13 dB
-    assert found["mse"] == pytest.approx((10 / 255) ** 2 / 2, rel=1e-5)  # half of the picture is black in both
+    assert found["mse"] == pytest.approx(
+        (10 / 255) ** 2 / 2, rel=1e-5
+    )  # half of the picture is black in both
     assert found["psnr"] == pytest.approx(20 * math.log10(255 / 10) + 10 * math.log10(2), abs=1e-3)
 
 
@@ -51,7 +55,8 @@ def test_what_happens_in_the_edited_part_does_not_count(pixels: Measures) -> Non
 
 
 def test_masked_ssim_has_its_value_by_hand(pixels: Measures) -> None:
-    """Even pictures: (2 a b + c1) / (a^2 + b^2 + c1), c1 = 0.01^2; the rest is float32 rounding of variances."""
+    """Even pictures: (2 a b + c1) / (a^2 + b^2 + c1), c1 = 0.01^2; the rest is float32 rounding of
+    variances."""
     one, other = 100 / 255, 200 / 255
     by_hand = (2 * one * other + 1e-4) / (one**2 + other**2 + 1e-4)  # 0.8000
     assert pixels(pair(outside=200))["ssim_masked"] == pytest.approx(by_hand, abs=1e-3)
@@ -77,7 +82,8 @@ def test_equal_backgrounds_have_an_infinite_psnr(pixels: Measures) -> None:
 
 
 def test_values_are_those_of_the_metrics_the_reference_runs(pixels: Measures) -> None:
-    """One picture through torchmetrics' modules, fed as evaluation/matrics_calculator.py feeds them."""
+    """One picture through torchmetrics' modules, fed as evaluation/matrics_calculator.py feeds
+    them."""
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
     from torchmetrics.regression import MeanSquaredError
 
@@ -85,15 +91,23 @@ def test_values_are_those_of_the_metrics_the_reference_runs(pixels: Measures) ->
     before, after = (draw.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(2))
     mask = draw.random((64, 64)) < 0.4
     kept = 1.0 - mask[..., None]
-    given = [torch.tensor(np.float32(picture / 255.0 * kept)).permute(2, 0, 1)[None] for picture in (before, after)]
+    given = [
+        torch.tensor(np.float32(picture / 255.0 * kept)).permute(2, 0, 1)[None]
+        for picture in (before, after)
+    ]
     found = pixels(Pair(before, after, mask, ""))
-    assert found["psnr"] == pytest.approx(PeakSignalNoiseRatio(data_range=1.0)(*given).item(), rel=1e-5)
-    assert found["ssim"] == pytest.approx(StructuralSimilarityIndexMeasure(data_range=1.0)(*given).item(), rel=1e-5)
+    assert found["psnr"] == pytest.approx(
+        PeakSignalNoiseRatio(data_range=1.0)(*given).item(), rel=1e-5
+    )
+    assert found["ssim"] == pytest.approx(
+        StructuralSimilarityIndexMeasure(data_range=1.0)(*given).item(), rel=1e-5
+    )
     flat = [one[0].contiguous() for one in given]
     assert found["mse"] == pytest.approx(MeanSquaredError()(*flat).item(), rel=1e-5)
 
 
-# -- networks, small and random, from the disk -------------------------------------------------------------
+# -- networks, small and random, from the disk
+# -------------------------------------------------------------
 
 
 def test_lpips_takes_a_file_and_sees_only_the_background(tmp_path: pathlib.Path) -> None:
@@ -146,16 +160,29 @@ def tiny_clip(folder: pathlib.Path) -> str:
         torch.manual_seed(0)
         transformers.CLIPModel(config).save_pretrained(folder)
         letters = "abcdefghijklmnopqrstuvwxyz"
-        words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-        (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+        words = [
+            *letters,
+            *(f"{letter}</w>" for letter in letters),
+            "<|startoftext|>",
+            "<|endoftext|>",
+        ]
+        (folder / "vocab.json").write_text(
+            json.dumps({word: index for index, word in enumerate(words)})
+        )
         (folder / "merges.txt").write_text("#version: 0.2\n")
-        tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        tokenizer = transformers.CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt")
+        )
+        pictures = transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
         transformers.CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
     return str(folder)
 
 
-@pytest.mark.filterwarnings("ignore")  # what transformers says of a processor that was never published
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # what transformers says of a processor that was never published
 def test_clip_scores_the_whole_and_the_edited_part(tmp_path: pathlib.Path) -> None:
     with quiet():
         pytest.importorskip("torchmetrics")
@@ -164,21 +191,34 @@ def test_clip_scores_the_whole_and_the_edited_part(tmp_path: pathlib.Path) -> No
     one = found(pair(inside=200, outside=30))
     other = found(pair(inside=200, outside=250))
     assert set(one) == {"clip_whole", "clip_edited"}
-    assert one["clip_edited"] == pytest.approx(other["clip_edited"]) and one["clip_whole"] != other["clip_whole"]
-    assert found(pair(edited=1.0))["clip_whole"] == pytest.approx(found(pair(edited=1.0))["clip_edited"])
+    assert (
+        one["clip_edited"] == pytest.approx(other["clip_edited"])
+        and one["clip_whole"] != other["clip_whole"]
+    )
+    assert found(pair(edited=1.0))["clip_whole"] == pytest.approx(
+        found(pair(edited=1.0))["clip_edited"]
+    )
 
 
 def test_structure_takes_a_folder(tmp_path: pathlib.Path) -> None:
     with quiet():
         transformers = pytest.importorskip("transformers")
-        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-        transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=224)).save_pretrained(tmp_path)
+        sizes = {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        }
+        transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=224)).save_pretrained(
+            tmp_path
+        )
     found = Measures(["structure"], Weights(dino=str(tmp_path)))
     same = pair(inside=100, outside=100)
     assert "structure" not in found.missing and found(same) == {"structure": 0.0}
 
 
-# -- what is missing ---------------------------------------------------------------------------------------
+# -- what is missing
+# ---------------------------------------------------------------------------------------
 
 
 def test_weights_that_cannot_be_had_are_said_for_each_figure(
@@ -195,16 +235,22 @@ def test_weights_that_cannot_be_had_are_said_for_each_figure(
     found = Measures(list(METRICS), Weights(dino="nobody/dino", clip="nobody/clip"))
     lost = "nobody/{} is not in the cache and huggingface.co cannot be reached (no network)"
     assert found.missing["structure"] == f"OSError: {lost.format('dino')}"
-    assert found.missing["clip_whole"] == found.missing["clip_edited"] == f"OSError: {lost.format('clip')}"
+    assert (
+        found.missing["clip_whole"]
+        == found.missing["clip_edited"]
+        == f"OSError: {lost.format('clip')}"
+    )
     assert found.missing["lpips"].endswith("download.pytorch.org cannot be reached (no network)")
     assert set(found(pair())) | set(found.missing) == set(COLUMNS)
 
 
-def test_without_the_package_each_figure_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_each_figure_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     found = Measures(["psnr", "mse", "ssim", "lpips", "clip"], Weights())
     for name in ("psnr", "mse_masked", "ssim", "lpips", "clip_whole"):
-        assert "pip install -r bench/requirements-eval.txt" in found.missing[name]
+        assert "pip install -r tools/requirements-eval.txt" in found.missing[name]
     assert found.missing["structure"] == "not asked for" and found(pair()) == {}
 
 
@@ -214,4 +260,6 @@ def test_a_damaged_folder_is_said_without_asking_the_network(
     with quiet():
         pytest.importorskip("transformers")
     monkeypatch.setattr(metrics, "reach", lambda *asked: pytest.fail("the network was asked"))
-    assert "no file named" in Measures(["structure"], Weights(dino=str(tmp_path))).missing["structure"]
+    assert (
+        "no file named" in Measures(["structure"], Weights(dino=str(tmp_path))).missing["structure"]
+    )

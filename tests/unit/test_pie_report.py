@@ -1,4 +1,5 @@
-"""PIE-Bench's report: means without what is not finite, the field's scale, and the published rows beside ours."""
+"""PIE-Bench's report: means without what is not finite, the field's scale, and the published rows
+beside ours."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def test_what_is_not_finite_is_in_no_mean_and_is_counted() -> None:
 
 def test_means_are_taken_over_all_cases_and_by_type() -> None:
     found = report.by_type(VALUES, KINDS)
-    assert list(found) == ["all", "0", "6"] and [one["cases"] for one in found.values()] == [3, 1, 2]
+    assert list(found) == ["all", "0", "6"] and [one["cases"] for one in found.values()] == [
+        3,
+        1,
+        2,
+    ]
     assert found["6"]["columns"]["psnr"]["mean"] == 30.0
     assert found["6"]["columns"]["lpips"] == {"mean": None, "n": 0, "left_out": 2}
 
@@ -45,14 +50,22 @@ def test_the_table_is_in_the_fields_scale() -> None:
     assert random_ == "| 0 random | 1 | 20.00 | 100.00 | 100.00 |"
     assert color == "| 6 change color | 2 | 30.00 (1 left out) | - | 300.00 (1 left out) |"
     scales = {name: column.scale for name, column in COLUMNS.items()}
-    assert (scales["structure"], scales["lpips"], scales["mse"], scales["ssim"]) == (1e3, 1e3, 1e4, 1e2)
+    assert (scales["structure"], scales["lpips"], scales["mse"], scales["ssim"]) == (
+        1e3,
+        1e3,
+        1e4,
+        1e2,
+    )
     assert scales["psnr"] == scales["clip_whole"] == scales["clip_edited"] == 1.0
 
 
 def test_published_rows_say_where_they_are_from_and_how_far_to_trust_them() -> None:
     direct = [row for row in ROWS if (row.inversion, row.editing) == ("Direct", "P2P")]
     assert [row.values[:2] for row in direct] == [(11.65, 27.22), (11.64, 27.19)]
-    assert direct[0].status == "[mem]; [web]: structure, psnr, lpips, clip_whole" and direct[1].status == "[web]"
+    assert (
+        direct[0].status == "[mem]; [web]: structure, psnr, lpips, clip_whole"
+        and direct[1].status == "[web]"
+    )
     assert {row.status for row in ROWS if row.where == "paper" and row not in direct} == {"[mem]"}
     assert len(ROWS) == 15 and all(len(row.values) == len(NAMES) == 7 for row in ROWS)
     assert {row.editing for row in ROWS} == {"P2P", "MasaCtrl", "P2P-Zero", "PnP"}

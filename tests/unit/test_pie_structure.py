@@ -1,4 +1,5 @@
-"""Structure distance on a small random ViT: the right keys and sizes, 0 for equal pictures, growing with noise."""
+"""Structure distance on a small random ViT: the right keys and sizes, 0 for equal pictures, growing
+with noise."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ def model() -> torch.nn.Module:
     torch.manual_seed(0)
     with quiet():
         config = transformers.ViTConfig(
-            hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, image_size=224
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=48,
+            image_size=224,
         )
         vit = transformers.ViTModel(config, add_pooling_layer=False)
     for parameter in vit.parameters():
@@ -40,7 +45,10 @@ def test_equal_pictures_have_no_distance(model: torch.nn.Module, pictures: torch
 def test_it_grows_with_noise(model: torch.nn.Module, pictures: torch.Tensor, parity: bool) -> None:
     torch.manual_seed(2)
     noise = torch.randn_like(pictures)
-    far = [distance(model, pictures, pictures + strength * noise, parity) for strength in (1.0, 4.0, 16.0, 64.0)]
+    far = [
+        distance(model, pictures, pictures + strength * noise, parity)
+        for strength in (1.0, 4.0, 16.0, 64.0)
+    ]
     assert all((after > before).all() for before, after in zip(far, far[1:], strict=False)), far
     assert (far[0] > 0).all()
 
@@ -52,7 +60,9 @@ def test_it_does_not_depend_on_the_batch(model: torch.nn.Module, pictures: torch
     assert alone[0] != alone[1]
 
 
-def test_it_is_the_cosine_of_the_last_blocks_keys(model: torch.nn.Module, pictures: torch.Tensor) -> None:
+def test_it_is_the_cosine_of_the_last_blocks_keys(
+    model: torch.nn.Module, pictures: torch.Tensor
+) -> None:
     pixels = normalised(resized(pictures))
     with torch.no_grad():
         before = model(pixels, output_hidden_states=True).hidden_states[-2]
@@ -73,7 +83,9 @@ def test_a_model_without_keys_is_refused() -> None:
         self_similarity(torch.nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("size", [(512, 512), (128, 128), (300, 400), (640, 200), (200, 900), (224, 224)])
+@pytest.mark.parametrize(
+    "size", [(512, 512), (128, 128), (300, 400), (640, 200), (200, 900), (224, 224)]
+)
 def test_sizes_and_values_are_those_of_torchvision(size: tuple[int, int]) -> None:
     with quiet():
         transforms = pytest.importorskip("torchvision.transforms")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import ImageColor
 
-from pivot_edit.host.plots import _COLOURS, Axis, line_plot, linear_axis, log_axis
+from pivot_edit.show.plots import _COLOURS, Axis, line_plot, linear_axis, log_axis
 
 LEFT, RIGHT, TOP, BOTTOM = 84, 696, 68, 344
 
@@ -25,7 +25,9 @@ def strokes(picture: torch.Tensor, index: int = 0) -> dict[int, float]:
 
 
 def plot(*series: list[float], log: bool = False) -> torch.Tensor:
-    return line_plot({f"series {i}": values for i, values in enumerate(series)}, "Title", "x", "y", log)
+    return line_plot(
+        {f"series {i}": values for i, values in enumerate(series)}, "Title", "x", "y", log
+    )
 
 
 def test_it_is_a_white_picture_of_its_size() -> None:
@@ -55,7 +57,9 @@ def test_a_line_passes_its_points() -> None:
 def test_powers_of_ten_are_a_straight_line_on_a_logarithmic_axis() -> None:
     drawn = strokes(plot([10.0**-i for i in range(6)], log=True))
     for column, row in drawn.items():
-        assert row == pytest.approx(TOP + (column - LEFT) / (RIGHT - LEFT) * (BOTTOM - TOP), abs=1.5)
+        assert row == pytest.approx(
+            TOP + (column - LEFT) / (RIGHT - LEFT) * (BOTTOM - TOP), abs=1.5
+        )
     bent = strokes(plot([10.0**-i for i in range(6)]))
     middle = (LEFT + RIGHT) // 2
     assert bent[middle] > BOTTOM - 10 > drawn[middle] + 50
@@ -111,7 +115,9 @@ def test_a_constant_lies_in_the_middle() -> None:
         (5.0, 5.0, (4.4, 4.6, 4.8, 5.0, 5.2, 5.4, 5.6)),
     ],
 )
-def test_ticks_are_round_and_enclose_the_values(low: float, high: float, ticks: tuple[float, ...]) -> None:
+def test_ticks_are_round_and_enclose_the_values(
+    low: float, high: float, ticks: tuple[float, ...]
+) -> None:
     axis = linear_axis(low, high, 0.0, 100.0)
     assert axis.ticks == pytest.approx(ticks)
     assert (axis.low, axis.high) == (axis.ticks[0], axis.ticks[-1])
@@ -126,9 +132,16 @@ def test_whole_numbers_are_ticked_from_the_first_to_the_last() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "first", "last", "count"),
-    [(2e-5, 7e-2, 1e-5, 1e-1, 5), (1e-3, 1e-1, 1e-3, 1e-1, 3), (3.0, 4.0, 1.0, 10.0, 2), (1e-12, 1.0, 1e-12, 1.0, 7)],
+    [
+        (2e-5, 7e-2, 1e-5, 1e-1, 5),
+        (1e-3, 1e-1, 1e-3, 1e-1, 3),
+        (3.0, 4.0, 1.0, 10.0, 2),
+        (1e-12, 1.0, 1e-12, 1.0, 7),
+    ],
 )
-def test_logarithmic_ticks_are_powers_of_ten(low: float, high: float, first: float, last: float, count: int) -> None:
+def test_logarithmic_ticks_are_powers_of_ten(
+    low: float, high: float, first: float, last: float, count: int
+) -> None:
     axis = log_axis(low, high, 0.0, 1.0)
     assert (axis.low, axis.high) == (pytest.approx(first), pytest.approx(last))
     assert len(axis.ticks) == count and all(

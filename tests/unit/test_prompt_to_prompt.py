@@ -1,4 +1,5 @@
-"""Prompt-to-Prompt folded into V, against the paper's own edit of attention maps written out in float64."""
+"""Prompt-to-Prompt folded into V, against the paper's own edit of attention maps written out in
+float64."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from reference import attention, few, fused, generator, probabilities, prompt, t
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
 from pivot_edit.core.attention import AttentionCall, Kind, Place, Row
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.words import Alignment, PromptPair, align_refine, align_replace, reweighted, windowed
+from pivot_edit.core.words import (
+    Alignment,
+    PromptPair,
+    align_refine,
+    align_replace,
+    reweighted,
+    windowed,
+)
 
 
 def alignment(columns: int = 77, seed: int = 0, kept: float = 0.3) -> Alignment:
@@ -28,12 +36,15 @@ def alignment(columns: int = 77, seed: int = 0, kept: float = 0.3) -> Alignment:
 
 fractions = st.floats(0, 1)
 windows = st.tuples(fractions, fractions).map(lambda pair: (min(pair), max(pair)))
-steps = st.integers(1, 60).flatmap(lambda count: st.builds(Place, st.integers(0, count - 1), st.just(count), fractions))
+steps = st.integers(1, 60).flatmap(
+    lambda count: st.builds(Place, st.integers(0, count - 1), st.just(count), fractions)
+)
 
 
 @st.composite
 def alignments(draw: st.DrawFn, old: int = 12, new: int = 12) -> Alignment:
-    """Random ones with weights and windows of words, in eighths, so that float32 tables hold their products."""
+    """Random ones with weights and windows of words, in eighths, so that float32 tables hold their
+    products."""
     random = generator(draw(st.integers(0, 999)))
 
     def eighths(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -44,12 +55,18 @@ def alignments(draw: st.DrawFn, old: int = 12, new: int = 12) -> Alignment:
     weights = eighths(-2, 3, new) * (torch.rand(new, generator=random) < 0.8) if weighted else None
     some = st.lists(st.integers(0, new - 1), max_size=6).map(tuple)
     return Alignment(
-        eighths(0, 1, old, new), own, "random", "", weights, tuple(draw(st.lists(st.tuples(some, windows), max_size=3)))
+        eighths(0, 1, old, new),
+        own,
+        "random",
+        "",
+        weights,
+        tuple(draw(st.lists(st.tuples(some, windows), max_size=3))),
     )
 
 
 def alphas(one: Alignment, window: tuple[float, float], place: Place) -> torch.Tensor:
-    """Row `step` of the paper's table [N + 1, columns], where the windows of words overwrite the default."""
+    """Row `step` of the paper's table [N + 1, columns], where the windows of words overwrite the
+    default."""
     table = torch.zeros(place.steps + 1, len(one.own), dtype=torch.float64)
     for columns, (start, end) in ((range(len(one.own)), window), *one.windows):
         table[:, list(columns)] = 0.0
@@ -58,7 +75,11 @@ def alphas(one: Alignment, window: tuple[float, float], place: Place) -> torch.T
 
 
 def edited_map(
-    one: Alignment, theirs: torch.Tensor, mine: torch.Tensor, window: tuple[float, float], place: Place
+    one: Alignment,
+    theirs: torch.Tensor,
+    mine: torch.Tensor,
+    window: tuple[float, float],
+    place: Place,
 ) -> torch.Tensor:
     """The paper's cross edit: `alpha c (A_source M + own A) + (1 - alpha) A`."""
     alpha = alphas(one, window, place)
@@ -68,7 +89,10 @@ def edited_map(
 
 
 def edited_by_maps(
-    call: AttentionCall, words: Sequence[Alignment], layout: Layout, window: tuple[float, float] = (0.0, 0.8)
+    call: AttentionCall,
+    words: Sequence[Alignment],
+    layout: Layout,
+    window: tuple[float, float] = (0.0, 0.8),
 ) -> torch.Tensor:
     """Every target edited by its own words, on the maps themselves."""
     maps = probabilities(call.q, call.k, call.heads)
@@ -90,13 +114,22 @@ def self_by_maps(call: AttentionCall, layout: Layout) -> torch.Tensor:
 
 
 @few
-@given(layouts, st.integers(0, 99), st.integers(1, 4), st.integers(1, 5), st.integers(2, 20), st.booleans())
+@given(
+    layouts,
+    st.integers(0, 99),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(2, 20),
+    st.booleans(),
+)
 def test_cross_attention_is_the_edit_of_the_maps(
     layout: Layout, seed: int, heads: int, width: int, columns: int, keeps: bool
 ) -> None:
     words = alignment(columns, seed, 0.5 if keeps else 0.0)
     call = make_call("cross", layout, seed, heads, width, columns=columns)
-    assert_exact(PromptToPrompt((words,) * 3)(call, Attend(), {}), edited_by_maps(call, (words,) * 3, layout))
+    assert_exact(
+        PromptToPrompt((words,) * 3)(call, Attend(), {}), edited_by_maps(call, (words,) * 3, layout)
+    )
 
 
 @few
@@ -125,7 +158,9 @@ def test_every_target_has_its_own_words_weights_and_windows(
 
 
 @few
-@given(layouts, st.integers(0, 99), st.integers(1, 4), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+@given(
+    layouts, st.integers(0, 99), st.integers(1, 4), st.tuples(st.integers(1, 5), st.integers(1, 5))
+)
 def test_self_attention_is_the_map_of_the_source(
     layout: Layout, seed: int, heads: int, queries: tuple[int, int]
 ) -> None:
@@ -151,16 +186,24 @@ def test_real_prompts_edit_as_the_paper_writes_it(mode: str) -> None:
 
 
 @few
-@given(layouts, st.sampled_from([(77, 154), (154, 77), (154, 231), (77, 77)]), st.integers(0, 99), st.data())
+@given(
+    layouts,
+    st.sampled_from([(77, 154), (154, 77), (154, 231), (77, 77)]),
+    st.integers(0, 99),
+    st.data(),
+)
 def test_repeated_contexts_edit_as_if_they_were_not_repeated(
     layout: Layout, lengths: tuple[int, int], seed: int, data: st.DataObject
 ) -> None:
-    """The host repeats contexts of unequal length to their common multiple before the UNet sees them."""
+    """The host repeats contexts of unequal length to their common multiple before the UNet sees
+    them."""
     old, new = lengths
     words = data.draw(st.tuples(alignments(old, new), alignments(old, new), alignments(old, new)))
     short = make_call("cross", layout, seed, columns=max(lengths))
     columns = math.lcm(old, new)
-    long_k, long_v = (torch.zeros(len(layout.rows), columns, short.k.shape[2]).double() for _ in "kv")
+    long_k, long_v = (
+        torch.zeros(len(layout.rows), columns, short.k.shape[2]).double() for _ in "kv"
+    )
     expected = torch.empty_like(short.q)
     text = {"source": old, "target": new}
     keys = [short.k[i, : text[row.branch]] for i, row in enumerate(layout.rows)]
@@ -173,19 +216,29 @@ def test_repeated_contexts_edit_as_if_they_were_not_repeated(
         mine = probabilities(short.q[target][None], keys[target][None], 2)
         maps = edited_map(words[layout.rows[target].target], theirs, mine, (0.0, 0.8), OPEN)
         expected[target] = times_v(maps, values[target][None], 2)[0]
-    assert_exact(PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend(), {}), expected)
+    assert_exact(
+        PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend(), {}), expected
+    )
 
 
-@pytest.mark.parametrize(("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))])
-def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(columns: int, lengths: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))]
+)
+def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(
+    columns: int, lengths: tuple[int, int]
+) -> None:
     words = Alignment(torch.zeros(lengths), torch.zeros(lengths[1]), "", "")
-    with pytest.raises(PivotError, match=f"of {lengths[0]} and {lengths[1]} tokens, but got {columns}"):
+    with pytest.raises(
+        PivotError, match=f"of {lengths[0]} and {lengths[1]} tokens, but got {columns}"
+    ):
         PromptToPrompt((words,))(make_call("cross", columns=columns), Attend(), {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["replace", "refine", "self", "weights", "windows"])
-def test_half_precision_is_within_twice_the_error_of_plain_attention(dtype: torch.dtype, mode: str) -> None:
+def test_half_precision_is_within_twice_the_error_of_plain_attention(
+    dtype: torch.dtype, mode: str
+) -> None:
     pair = PromptPair(prompt("a cat on a sofa"), prompt("a trooper-3 on a sofa"))
     words = pair.align(mode if mode in ("replace", "refine") else "auto")
     if mode == "weights":
@@ -194,19 +247,25 @@ def test_half_precision_is_within_twice_the_error_of_plain_attention(dtype: torc
         words = windowed(words, pair.target, [("trooper-3", (0.5, 1.0)), ("a", (0.0, 0.1))])
     ours, theirs = 0.0, 0.0
     for seed in range(10):
-        call = make_call("self" if mode == "self" else "cross", TWO, seed, 4, 8, (4, 4), dtype=dtype)
+        call = make_call(
+            "self" if mode == "self" else "cross", TWO, seed, 4, 8, (4, 4), dtype=dtype
+        )
         exact = self_by_maps(call, TWO) if mode == "self" else edited_by_maps(call, [words], TWO)
         out = PromptToPrompt((words,))(call, Attend(), {})
         assert out.dtype == dtype
         ours += (out.double() - exact)[3].square().mean().item()
-        theirs += (plain(call).double() - attention(call.q, call.k, call.v, 4))[3].square().mean().item()
+        theirs += (
+            (plain(call).double() - attention(call.q, call.k, call.v, 4))[3].square().mean().item()
+        )
     assert math.sqrt(ours) <= 2 * math.sqrt(theirs)
 
 
 def test_sums_of_attention_stay_one_under_replace_whatever_the_token_counts() -> None:
     words = align_replace(prompt("a trooper-3, on a gg-4"), prompt("a cat on ee-2 sofa"))
     call = make_call("cross")
-    out = PromptToPrompt((words,))(call.replace(call.q, call.k, torch.ones_like(call.v)), Attend(), {})
+    out = PromptToPrompt((words,))(
+        call.replace(call.q, call.k, torch.ones_like(call.v)), Attend(), {}
+    )
     assert_exact(out, torch.ones_like(out))
 
 
@@ -248,7 +307,8 @@ def test_the_edit_is_linear_in_a_weight(mode: str, word: str) -> None:
     call, words = make_call("cross"), CATS.align(mode)
     maps = edited_by_maps(call, [words], TWO)
     out = {
-        c: PromptToPrompt((reweighted(words, CATS.target, [(word, c)]),))(call, Attend(), {}) for c in (-2.0, 0.0, 4.0)
+        c: PromptToPrompt((reweighted(words, CATS.target, [(word, c)]),))(call, Attend(), {})
+        for c in (-2.0, 0.0, 4.0)
     }
     assert not torch.equal(out[0.0][3], maps[3])
     for c, one in out.items():
@@ -258,8 +318,11 @@ def test_the_edit_is_linear_in_a_weight(mode: str, word: str) -> None:
 # windows of words
 
 
-def map_of_columns(words: Alignment, step: int, window: tuple[float, float]) -> tuple[torch.Tensor, ...]:
-    """The edited map [queries, columns] itself, read with one-hot values; the source's; the target's own."""
+def map_of_columns(
+    words: Alignment, step: int, window: tuple[float, float]
+) -> tuple[torch.Tensor, ...]:
+    """The edited map [queries, columns] itself, read with one-hot values; the source's; the
+    target's own."""
     call = make_call("cross", heads=1, width=77, place=Place(step, 50, 1.0))
     call = call.replace(call.q, call.k, torch.eye(77, dtype=torch.float64).expand(4, 77, 77))
     whole = probabilities(call.q, call.k, 1)[:, 0]
@@ -271,7 +334,8 @@ def map_of_columns(words: Alignment, step: int, window: tuple[float, float]) -> 
 def test_a_word_is_edited_in_its_own_window_and_nowhere_else(
     window: tuple[float, float], own: tuple[float, float]
 ) -> None:
-    """50 steps, a table of 51: 0.1 is step 5, 0.2 step 10, 0.3 step 15, 0.4 step 20, 0.8 step 40."""
+    """50 steps, a table of 51: 0.1 is step 5, 0.2 step 10, 0.3 step 15, 0.4 step 20, 0.8 step
+    40."""
     flips = {0.0: 0, 0.1: 5, 0.2: 10, 0.3: 15, 0.4: 20, 0.5: 25, 0.8: 40, 1.0: 51}
     pair = PromptPair(prompt("a cat on a sofa"), prompt("a dog on a sofa"))
     words = windowed(pair.align(), pair.target, [("a", own)])
@@ -295,7 +359,12 @@ def test_cross_attention_is_wanted_while_the_window_of_any_word_of_any_target_is
     one = dataclasses.replace(alignment(), windows=(((1,), (0.6, 0.8)),))
     two = dataclasses.replace(alignment(), windows=(((2,), (0.0, 0.1)), ((3,), (0.5, 0.55))))
     controller = PromptToPrompt((one, two), cross=(0.2, 0.4), self_=(0.0, 0.0))
-    assert steps_open(controller, "cross") == [*range(5), *range(10, 20), *range(25, 28), *range(30, 40)]
+    assert steps_open(controller, "cross") == [
+        *range(5),
+        *range(10, 20),
+        *range(25, 28),
+        *range(30, 40),
+    ]
     reads = [controller.reads(Place(step, 50, 1.0)) for step in (4, 5, 19, 20, 39, 40)]
     assert reads == ["cond", "nothing", "cond", "nothing", "cond", "nothing"]
 
@@ -318,13 +387,17 @@ def test_a_whole_run_on_one_state_is_every_step_on_its_own(
     for step in range(0, 50, 7):
         for dtype in (torch.float32, torch.float64):
             call = make_call("cross", layout, step, dtype=dtype, place=Place(step, 50, 1.0))
-            assert torch.equal(controller(call, Attend(), state), controller(call, Attend(), controller.begin()))
+            assert torch.equal(
+                controller(call, Attend(), state), controller(call, Attend(), controller.begin())
+            )
 
 
 @pytest.mark.parametrize("given", [1, 2])
 def test_fewer_words_than_targets_are_refused(given: int) -> None:
     call = make_call("cross", Layout("uc", 3))
-    with pytest.raises(PivotError, match=f"words for {given + 1} target prompts, but got {given} in P2P"):
+    with pytest.raises(
+        PivotError, match=f"words for {given + 1} target prompts, but got {given} in P2P"
+    ):
         PromptToPrompt((alignment(),) * given)(call, Attend(), {})
 
 
@@ -358,7 +431,9 @@ def test_closed_windows_hand_on_the_very_same_call_once(kind: Kind, dtype: torch
     assert torch.equal(out, plain(call))
 
 
-@pytest.mark.parametrize("rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, 0)) * 2])
+@pytest.mark.parametrize(
+    "rows", [(Row("target", True),) * 4, (Row("source", True), Row("target", False, 0)) * 2]
+)
 def test_rows_without_a_source_or_without_condition_are_nobodys_edit(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(make_call("cross"), rows=rows), Attend()
     PromptToPrompt((alignment(),))(call, attend, {})
@@ -378,7 +453,9 @@ def test_an_identical_prompt_gives_the_source_bit_for_bit(mode: str, dtype: torc
 
 
 @pytest.mark.parametrize(("kept", "terms"), [(0.0, 0), (0.3, 1)])
-def test_the_chain_runs_once_and_only_kept_columns_cost_a_second_attention(kept: float, terms: int) -> None:
+def test_the_chain_runs_once_and_only_kept_columns_cost_a_second_attention(
+    kept: float, terms: int
+) -> None:
     call, attend, extra = make_call("cross"), Attend(), []
 
     def counting(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -399,7 +476,10 @@ def test_what_the_rest_of_the_chain_does_is_kept() -> None:
     def doubled(inner: AttentionCall) -> torch.Tensor:
         return plain(inner) + 1.0
 
-    assert_exact(PromptToPrompt((words,))(call, doubled, {}), PromptToPrompt((words,))(call, Attend(), {}) + 1.0)
+    assert_exact(
+        PromptToPrompt((words,))(call, doubled, {}),
+        PromptToPrompt((words,))(call, Attend(), {}) + 1.0,
+    )
 
 
 # when
@@ -427,7 +507,9 @@ def test_any_window_is_the_reference_table(window: tuple[float, float], steps: i
     table = torch.zeros(steps + 1)
     table[int(start * (steps + 1)) : int(end * (steps + 1))] = 1
     assert steps_open(controller, "cross", steps) == table[:steps].nonzero().flatten().tolist()
-    assert steps_open(controller, "self", steps) == list(range(int(steps * start), int(steps * end)))
+    assert steps_open(controller, "self", steps) == list(
+        range(int(steps * start), int(steps * end))
+    )
 
 
 def test_an_integer_one_is_the_whole_run() -> None:
@@ -455,11 +537,18 @@ def test_a_window_outside_the_run_is_refused(name: str, window: tuple[float, flo
 
 
 def at_scale(kind: Kind, scale: int) -> AttentionCall:
-    return make_call(kind, queries=(2, 3), latent=(2 * scale, 3 * scale), layer=dataclasses.replace(DEEP, scale=scale))
+    return make_call(
+        kind,
+        queries=(2, 3),
+        latent=(2 * scale, 3 * scale),
+        layer=dataclasses.replace(DEEP, scale=scale),
+    )
 
 
 @pytest.mark.parametrize(("scale", "is_edited"), [(1, False), (2, True), (4, True)])
-def test_self_attention_is_edited_up_to_a_quarter_of_the_latent(scale: int, is_edited: bool) -> None:
+def test_self_attention_is_edited_up_to_a_quarter_of_the_latent(
+    scale: int, is_edited: bool
+) -> None:
     call, attend = at_scale("self", scale), Attend()
     out = PromptToPrompt((alignment(),))(call, attend, {})
     assert torch.equal(out, plain(call)) is not is_edited
@@ -476,11 +565,14 @@ def test_the_limit_of_self_attention_can_be_chosen(limit: float) -> None:
 
 def test_cross_attention_is_edited_at_any_size() -> None:
     call = at_scale("cross", 1)
-    assert not torch.equal(PromptToPrompt((alignment(),), self_limit=0.0)(call, Attend(), {}), plain(call))
+    assert not torch.equal(
+        PromptToPrompt((alignment(),), self_limit=0.0)(call, Attend(), {}), plain(call)
+    )
 
 
 def test_no_map_is_ever_built() -> None:
-    """Nothing larger than q, v or the mapper is made; the maps of this call are 38 times larger than q."""
+    """Nothing larger than q, v or the mapper is made; the maps of this call are 38 times larger
+    than q."""
     call = make_call("cross", heads=8, width=2, queries=(16, 16), columns=77)
     words = align_refine(prompt("a cat"), prompt("a big cat"))
 
@@ -488,7 +580,9 @@ def test_no_map_is_ever_built() -> None:
         return torch.zeros_like(q)
 
     with Sizes() as sizes:
-        PromptToPrompt((words,))(dataclasses.replace(call, fused=no_attention), lambda c: torch.zeros_like(c.q), {})
+        PromptToPrompt((words,))(
+            dataclasses.replace(call, fused=no_attention), lambda c: torch.zeros_like(c.q), {}
+        )
     assert sizes.made and max(sizes.made) <= max(call.q.numel(), call.v.numel(), 77 * 77)
 
 

@@ -1,4 +1,5 @@
-"""Proximal guidance: operators, thresholds, and the reference's whole loop written out in float64 (METHODS 6)."""
+"""Proximal guidance: operators, thresholds, and the reference's whole loop written out in float64
+(METHODS 6)."""
 
 from __future__ import annotations
 
@@ -15,10 +16,24 @@ from pivot_edit.core.attention import Place, window_open
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance, Guided
 from pivot_edit.core.inverter import invert
-from pivot_edit.core.schedule import ddim_step, ddim_timesteps, level_table, predict_eps, to_exploding
+from pivot_edit.core.schedule import (
+    ddim_step,
+    ddim_timesteps,
+    level_table,
+    predict_eps,
+    to_exploding,
+)
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.guidance.cfg import ClassifierFree
-from pivot_edit.guidance.proximal import OPERATORS, POPULATIONS, Proximal, hard, legacy_l1, quantile, soft
+from pivot_edit.guidance.proximal import (
+    OPERATORS,
+    POPULATIONS,
+    Proximal,
+    hard,
+    legacy_l1,
+    quantile,
+    soft,
+)
 from pivot_edit.inversion import Ddim, correction_named
 
 OPEN = Place(40, 50, 0.5)
@@ -33,7 +48,8 @@ def number(value: float) -> torch.Tensor:
 
 
 def rows(*seeds: int) -> torch.Tensor:
-    """One difference for every seed, [rows, *SIZE]; seed 0 is that of a source row under NPI, nothing."""
+    """One difference for every seed, [rows, *SIZE]; seed 0 is that of a source row under NPI,
+    nothing."""
     return torch.stack([noise(seed, *SIZE) * (seed > 0) for seed in seeds])
 
 
@@ -51,13 +67,17 @@ def short_trajectory(batch: int = 1, steps: int = 4) -> Trajectory:
 
 @few
 @given(numbers, thresholds)
-def test_soft_is_odd_monotone_and_1_lipschitz_and_shrinks(values: list[float], threshold: float) -> None:
+def test_soft_is_odd_monotone_and_1_lipschitz_and_shrinks(
+    values: list[float], threshold: float
+) -> None:
     d = number(values).sort().values
     out = soft(d, number(threshold))
     assert torch.equal(soft(-d, number(threshold)), -out)
     assert (out.diff() >= 0).all() and (out.diff() <= d.diff() + 1e-12).all()
     assert (out.abs() <= d.abs()).all()
-    torch.testing.assert_close(out, d.sign() * (d.abs() - threshold).clamp_min(0.0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        out, d.sign() * (d.abs() - threshold).clamp_min(0.0), rtol=0, atol=1e-12
+    )
 
 
 @few
@@ -75,11 +95,23 @@ def test_hard_is_the_difference_itself_above_the_threshold_and_nothing_below(
 @given(numbers, thresholds)
 def test_the_references_l0_is_soft(values: list[float], threshold: float) -> None:
     d = number(values)
-    assert torch.equal(OPERATORS["legacy_l0"](d, number(threshold)), d - d.clamp(-threshold, threshold))
+    assert torch.equal(
+        OPERATORS["legacy_l0"](d, number(threshold)), d - d.clamp(-threshold, threshold)
+    )
 
 
 @pytest.mark.parametrize(
-    ("d", "expected"), [(1.2, 0.2), (1.5, 0.5), (2.5, 0.5), (-1.2, 0.8), (-1.5, 0.5), (-2.5, -0.5), (0.7, 0), (-0.7, 0)]
+    ("d", "expected"),
+    [
+        (1.2, 0.2),
+        (1.5, 0.5),
+        (2.5, 0.5),
+        (-1.2, 0.8),
+        (-1.5, 0.5),
+        (-2.5, -0.5),
+        (0.7, 0),
+        (-0.7, 0),
+    ],
 )
 def test_the_references_l1_turns_signs_exactly_as_published(d: float, expected: float) -> None:
     assert legacy_l1(number([d]), number(1.0)).item() == pytest.approx(expected, abs=1e-12)
@@ -89,16 +121,25 @@ def test_the_references_l1_turns_signs_exactly_as_published(d: float, expected: 
 
 
 @few
-@given(st.integers(1, 400), st.integers(1, 3), st.floats(0.0, 1.0), st.sampled_from([torch.float32, torch.float64]))
+@given(
+    st.integers(1, 400),
+    st.integers(1, 3),
+    st.floats(0.0, 1.0),
+    st.sampled_from([torch.float32, torch.float64]),
+)
 def test_the_quantile_is_that_of_torch(size: int, count: int, q: float, dtype: torch.dtype) -> None:
     values = noise(size, count, size).to(dtype)
-    torch.testing.assert_close(quantile(values, q), torch.quantile(values, q, dim=1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        quantile(values, q), torch.quantile(values, q, dim=1), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
 @pytest.mark.parametrize("operator", ["soft", "hard", "legacy_l0"])
 @pytest.mark.parametrize("options", [{"quantile": 1.0}, {"threshold": 1e6}])
-def test_above_all_differences_nothing_guides(population: str, operator: str, options: dict[str, float]) -> None:
+def test_above_all_differences_nothing_guides(
+    population: str, operator: str, options: dict[str, float]
+) -> None:
     """Oracle 26: the target is then eps_u, whatever w."""
     delta = rows(0, 1)
     kept = guided(Proximal(operator, population=population, **options), delta).delta
@@ -123,7 +164,10 @@ def test_the_targets_quantile_is_the_part_that_does_not_guide(q: float) -> None:
 def test_a_legacy_quantile_over_a_source_of_zeros_is_the_targets_2q_minus_1(q: float) -> None:
     """Oracle 27."""
     delta = torch.cat([torch.zeros(1, 4, 32, 32).double(), noise(3, 1, 4, 32, 32)])
-    legacy, own = (guided(Proximal("soft", *options), delta).delta for options in ((q, 0.0, "legacy"), (2 * q - 1,)))
+    legacy, own = (
+        guided(Proximal("soft", *options), delta).delta
+        for options in ((q, 0.0, "legacy"), (2 * q - 1,))
+    )
     torch.testing.assert_close(legacy, own, rtol=0, atol=1e-3)
     found = (legacy - delta).abs().max()
     torch.testing.assert_close(found, torch.quantile(delta.abs().flatten(), q), rtol=0, atol=1e-12)
@@ -132,18 +176,24 @@ def test_a_legacy_quantile_over_a_source_of_zeros_is_the_targets_2q_minus_1(q: f
 @pytest.mark.parametrize("q", [0.2, 0.5])
 def test_a_legacy_quantile_of_at_most_half_is_plain_guidance_under_npi(q: float) -> None:
     delta = rows(0, 1)
-    torch.testing.assert_close(guided(Proximal("soft", q, population="legacy"), delta).delta, delta, rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        guided(Proximal("soft", q, population="legacy"), delta).delta, delta, rtol=0, atol=1e-2
+    )
 
 
 def test_the_target_population_leaves_source_rows_alone_and_the_legacy_one_does_not() -> None:
     delta = rows(1, 2)
-    target, legacy = (guided(Proximal("soft", 0.5, population=each), delta).delta for each in POPULATIONS)
+    target, legacy = (
+        guided(Proximal("soft", 0.5, population=each), delta).delta for each in POPULATIONS
+    )
     assert torch.equal(target[:1], delta[:1]) and not torch.equal(legacy[:1], delta[:1])
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_picture_is_thresholded_alike_alone_and_in_a_batch(population: str, operator: str) -> None:
+def test_a_picture_is_thresholded_alike_alone_and_in_a_batch(
+    population: str, operator: str
+) -> None:
     """Two targets of three pictures, of very different sizes: no batch mate has a say."""
     rule = Proximal(operator, 0.6, population=population, inversion_rate=1.0)
     delta = rows(*range(1, 10)) * torch.tensor([1.0, 10.0, 0.1]).repeat(3)[:, None, None, None]
@@ -155,7 +205,10 @@ def test_a_picture_is_thresholded_alike_alone_and_in_a_batch(population: str, op
 
 
 def test_every_target_has_a_threshold_of_its_own() -> None:
-    rule, delta = Proximal("soft", 0.6), rows(0, 1, 2) * torch.tensor([1.0, 1.0, 50.0])[:, None, None, None]
+    rule, delta = (
+        Proximal("soft", 0.6),
+        rows(0, 1, 2) * torch.tensor([1.0, 1.0, 50.0])[:, None, None, None],
+    )
     together, alone = guided(rule, delta).delta, guided(rule, delta[[0, 2]]).delta
     assert torch.equal(together[2], alone[1])
 
@@ -185,7 +238,8 @@ def test_outside_its_window_guidance_is_plain_and_nothing_pulls(step: int, open_
 
 @pytest.mark.parametrize(("step", "open_"), [(29, False), (30, True), (49, True)])
 def test_outside_the_guide_window_nothing_pulls(step: int, open_: bool) -> None:
-    """Oracle 28, and the reference's precedence bug is absent: no rate, no pull, wherever the window is."""
+    """Oracle 28, and the reference's precedence bug is absent: no rate, no pull, wherever the
+    window is."""
     made = guided(Proximal(inversion_rate=1.0), rows(1, 2), place=Place(step, 50, 0.5))
     assert (made.edit is not None) == open_
     early = Proximal(guide_window=(0.0, 0.6))
@@ -195,7 +249,10 @@ def test_outside_the_guide_window_nothing_pulls(step: int, open_: bool) -> None:
 def test_edited_is_what_the_operator_leaves_above_the_threshold() -> None:
     """The reference compares what was already shrunk, so that soft needs twice the threshold."""
     delta = rows(0, 1)
-    edits = {name: guided(Proximal(name, 0.0, 0.3, dilation=0, inversion_rate=1.0), delta).edit for name in OPERATORS}
+    edits = {
+        name: guided(Proximal(name, 0.0, 0.3, dilation=0, inversion_rate=1.0), delta).edit
+        for name in OPERATORS
+    }
     assert torch.equal(edits["soft"], (soft(delta, number(0.3)).abs() > 0.3).double())
     assert torch.equal(edits["hard"], (delta.abs() > 0.3).double())
     assert 0 < edits["soft"][1].sum() < edits["hard"][1].sum() < delta[1].numel()
@@ -204,15 +261,22 @@ def test_edited_is_what_the_operator_leaves_above_the_threshold() -> None:
 def test_what_is_edited_grows_by_whole_pixels() -> None:
     """Oracle 28: dilation is monotone, and by hand the maximum of a square."""
     delta = rows(0, 1)
-    masks = [guided(Proximal("hard", 0.95, dilation=r, inversion_rate=1.0), delta).edit for r in range(4)]
-    assert all((b >= a).all() and b.sum() > a.sum() for a, b in zip(masks, masks[1:3], strict=False))
+    masks = [
+        guided(Proximal("hard", 0.95, dilation=r, inversion_rate=1.0), delta).edit for r in range(4)
+    ]
+    assert all(
+        (b >= a).all() and b.sum() > a.sum() for a, b in zip(masks, masks[1:3], strict=False)
+    )
     for r, mask in enumerate(masks):
         assert torch.equal(mask, dilated(masks[0], r))
 
 
 def test_source_rows_are_pulled_everywhere_unless_they_are_thresholded() -> None:
     delta = rows(1, 2)
-    target, legacy = (guided(Proximal("soft", 0.3, population=p, inversion_rate=1.0), delta).edit for p in POPULATIONS)
+    target, legacy = (
+        guided(Proximal("soft", 0.3, population=p, inversion_rate=1.0), delta).edit
+        for p in POPULATIONS
+    )
     assert not target[:1].any() and legacy[:1].any() and target[1:].any()
 
 
@@ -280,8 +344,13 @@ class Loop:
     w: float = 7.5
 
     def proximal(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(what guides, threshold): one quantile over the whole batch; a negative one is the threshold itself."""
-        size = torch.quantile(delta.abs(), self.quantile) if self.quantile > 0 else number(-self.quantile)
+        """(what guides, threshold): one quantile over the whole batch; a negative one is the
+        threshold itself."""
+        size = (
+            torch.quantile(delta.abs(), self.quantile)
+            if self.quantile > 0
+            else number(-self.quantile)
+        )
         out = delta - delta.clamp(-size, size)
         if self.prox == "l1":
             out = torch.where(out > 0, out - size, out)
@@ -289,8 +358,8 @@ class Loop:
         return out, size
 
     def run(self, pivots: torch.Tensor, source: int, target: int) -> torch.Tensor:
-        """[source, target] latents [N + 1, 2, C, H, W], noise first, from the pivots [N + 1, 1, C, H, W], clean first;
-        NPI, eps networks of the prompts `source` and `target`."""
+        """[source, target] latents [N + 1, 2, C, H, W], noise first, from the pivots [N + 1, 1, C,
+        H, W], clean first; NPI, eps networks of the prompts `source` and `target`."""
         steps, abar = len(pivots) - 1, sd_abar()
         stride = 1000 // steps
         x = torch.cat([pivots[-1]] * 2)
@@ -301,7 +370,10 @@ class Loop:
             sigma = math.sqrt((1 - a) / a)
             eps_u = torch.cat([convolution(source)(row[None], sigma) for row in x])
             eps_c = torch.cat(
-                [convolution(net)(row[None], sigma) for net, row in zip((source, target), x, strict=True)]
+                [
+                    convolution(net)(row[None], sigma)
+                    for net, row in zip((source, target), x, strict=True)
+                ]
             )
             delta, size = self.proximal(eps_c - eps_u)
             keep = 1.0 - dilated((delta.abs() > size).double(), self.dilate)
@@ -331,13 +403,18 @@ class Loop:
 
 def replay(rule: Guidance, pivot: Trajectory, w: float, source: int, target: int) -> torch.Tensor:
     """The same run from the pack's own pieces."""
-    correction, nets = correction_named("negative_prompt"), (convolution(source), convolution(target))
+    correction, nets = (
+        correction_named("negative_prompt"),
+        (convolution(source), convolution(target)),
+    )
     x = torch.cat([pivot.noise] * 2)
     latents = [x]
     for i in range(pivot.steps):
         index = pivot.steps - i - 1
         sigma, sigma_next = pivot.sigmas[index + 1].item(), pivot.sigmas[index].item()
-        eps_u, both = (torch.cat([predict_eps(denoiser(net), row[None], sigma) for row in x]) for net in nets)
+        eps_u, both = (
+            torch.cat([predict_eps(denoiser(net), row[None], sigma) for row in x]) for net in nets
+        )
         eps_c = torch.cat([eps_u[:1], both[1:]])
         made = rule.guide(eps_c - eps_u, 1, Place(i, pivot.steps, sigma))
         eps = eps_u + w * made.delta
@@ -382,15 +459,22 @@ def test_the_whole_run_is_the_references(loop: Loop, steps: int) -> None:
 
 @pytest.mark.parametrize("recon_t", [400, 600, 1000])
 @pytest.mark.parametrize("steps", [10, 20, 25, 40, 50, 100, 200])
-def test_a_recon_t_is_a_window_of_fractions_where_the_steps_divide_1000(steps: int, recon_t: int) -> None:
-    assert guided_steps(steps, recon_t) == [time < recon_t for time in reversed(ddim_timesteps(steps))]
+def test_a_recon_t_is_a_window_of_fractions_where_the_steps_divide_1000(
+    steps: int, recon_t: int
+) -> None:
+    assert guided_steps(steps, recon_t) == [
+        time < recon_t for time in reversed(ddim_timesteps(steps))
+    ]
 
 
-@pytest.mark.parametrize(("steps", "theirs", "ours"), [(30, 17, 18), (12, 7, 7), (60, 35, 36), (70, 41, 42)])
+@pytest.mark.parametrize(
+    ("steps", "theirs", "ours"), [(30, 17, 18), (12, 7, 7), (60, 35, 36), (70, 41, 42)]
+)
 def test_elsewhere_the_references_top_time_is_lower_and_it_pulls_a_little_earlier(
     steps: int, theirs: int, ours: int
 ) -> None:
-    """30 steps start at 958 and not at 981: a fraction of the steps is not quite a fraction of the times."""
+    """30 steps start at 958 and not at 981: a fraction of the steps is not quite a fraction of the
+    times."""
     times = list(reversed(ddim_timesteps(steps)))
     assert [time < 400 for time in times].index(True) == theirs
     assert guided_steps(steps, 400).index(True) == ours
@@ -417,14 +501,20 @@ def test_reconstruction_guidance_moves_x0_inside_the_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"operator": "l2"}, r"operator to be one of .*soft.*hard.*but got 'l2' in Proximal Guidance"),
+        (
+            {"operator": "l2"},
+            r"operator to be one of .*soft.*hard.*but got 'l2' in Proximal Guidance",
+        ),
         ({"population": "all"}, r"population to be one of .*target.*legacy.*but got 'all'"),
         ({"quantile": 1.5}, "quantile between 0 and 1, but got 1.5"),
         ({"inversion_rate": -0.1}, "inversion_rate between 0 and 1, but got -0.1"),
         ({"reconstruction_rate": 2.0}, "reconstruction_rate between 0 and 1, but got 2"),
         ({"threshold": -1.0}, "threshold and dilation of 0 or more, but got -1 and 1"),
         ({"dilation": -2}, "threshold and dilation of 0 or more, but got 0 and -2"),
-        ({"window": (0.8, 0.2)}, r"Expected start and end between 0 and 1, in this order, but got 0.8 and 0.2"),
+        (
+            {"window": (0.8, 0.2)},
+            r"Expected start and end between 0 and 1, in this order, but got 0.8 and 0.2",
+        ),
         ({"guide_window": (0.8, 0.2)}, r"guide_start and guide_end between 0 and 1, in this order"),
     ],
 )

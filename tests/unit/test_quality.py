@@ -9,7 +9,15 @@ import pytest
 import torch
 from reference import noise, sd_sigmas
 
-from pivot_edit.core.quality import AS_GOOD, NoiseFigures, Quality, drift, latent_psnr, psnr, verdict
+from pivot_edit.core.quality import (
+    AS_GOOD,
+    NoiseFigures,
+    Quality,
+    drift,
+    latent_psnr,
+    psnr,
+    verdict,
+)
 from pivot_edit.core.schedule import level_table
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Direct, NegativePrompt, NullText, Uncorrected
@@ -20,7 +28,9 @@ GOOD = Quality(33.9, 34.0, 33.5, GAUSSIAN)
 
 def trajectory(steps: int = 50, method: str = "ddim", guidance: float = 1.0) -> Trajectory:
     latents = noise(0, steps + 1, 2, 4, 3, 5).float()
-    return Trajectory(level_table(sd_sigmas(), steps), latents, method, "a model", "a text", guidance=guidance)
+    return Trajectory(
+        level_table(sd_sigmas(), steps), latents, method, "a model", "a text", guidance=guidance
+    )
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -47,14 +57,20 @@ def test_drift_is_measured_at_the_level_each_step_ends_at() -> None:
 
 def test_gaussian_noise_has_gaussian_figures() -> None:
     figures = NoiseFigures.of(noise(3, 2, 4, 64, 64).float())
-    assert figures.mean == pytest.approx(0.0, abs=0.02) and figures.std == pytest.approx(1.0, abs=0.02)
-    assert figures.across == pytest.approx(0.0, abs=0.02) and figures.down == pytest.approx(0.0, abs=0.02)
+    assert figures.mean == pytest.approx(0.0, abs=0.02) and figures.std == pytest.approx(
+        1.0, abs=0.02
+    )
+    assert figures.across == pytest.approx(0.0, abs=0.02) and figures.down == pytest.approx(
+        0.0, abs=0.02
+    )
     assert not figures.stiff
 
 
 def test_mean_and_deviation_are_seen() -> None:
     figures = NoiseFigures.of(noise(3, 1, 4, 64, 64) * 1.5 + 0.5)
-    assert figures.mean == pytest.approx(0.5, abs=0.05) and figures.std == pytest.approx(1.5, abs=0.05)
+    assert figures.mean == pytest.approx(0.5, abs=0.05) and figures.std == pytest.approx(
+        1.5, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("dim", [-1, -2])
@@ -109,7 +125,9 @@ def test_each_figure_alone_makes_noise_stiff(figures: NoiseFigures, stiff: bool)
 
 
 def test_a_good_inversion_is_called_good_and_nothing_else() -> None:
-    assert verdict(GOOD, trajectory(), Direct(), 5.0) == ["The picture comes back as well as the autoencoder allows."]
+    assert verdict(GOOD, trajectory(), Direct(), 5.0) == [
+        "The picture comes back as well as the autoencoder allows."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +163,13 @@ def bad(pivot: Trajectory, correction: object, cfg: float) -> str:
 def test_what_to_try_is_what_was_not_done_yet() -> None:
     direct, steps = "correction direct, which is exact at any cfg", "50 steps"
     fixed, nearer = "the inversion method fixed_point", "a cfg nearer to the inversion's own"
-    assert bad(trajectory(10), Uncorrected(), 5.0) == f"{direct}; {nearer}, 1; {fixed}; {steps}; {BETTER_PROMPT}"
-    assert bad(trajectory(10, guidance=3.0), Uncorrected(), 5.0).startswith(f"{direct}; {nearer}, 3; ")
+    assert (
+        bad(trajectory(10), Uncorrected(), 5.0)
+        == f"{direct}; {nearer}, 1; {fixed}; {steps}; {BETTER_PROMPT}"
+    )
+    assert bad(trajectory(10, guidance=3.0), Uncorrected(), 5.0).startswith(
+        f"{direct}; {nearer}, 3; "
+    )
     assert bad(trajectory(), Uncorrected(), 1.0) == f"{direct}; {fixed}; {BETTER_PROMPT}"
     assert bad(trajectory(50, "fixed_point"), Uncorrected(), 1.0) == f"{direct}; {BETTER_PROMPT}"
     assert bad(trajectory(50, "fixed_point"), Direct(), 1.0) == BETTER_PROMPT
@@ -159,7 +182,8 @@ def test_cfg_is_no_advice_where_guidance_cancels_on_the_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ceiling", "what"), [(24.0, "The autoencoder itself loses detail"), (11.0, "hardly the picture that was inverted")]
+    ("ceiling", "what"),
+    [(24.0, "The autoencoder itself loses detail"), (11.0, "hardly the picture that was inverted")],
 )
 def test_a_low_ceiling_is_told_first(ceiling: float, what: str) -> None:
     lines = verdict(Quality(ceiling, ceiling, ceiling, GAUSSIAN), trajectory(), Direct(), 5.0)

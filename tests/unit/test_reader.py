@@ -1,4 +1,5 @@
-"""The reader: right on held-out pictures, clean and worn, and silent where there is nothing to read."""
+"""The reader: right on held-out pictures, clean and worn, and silent where there is nothing to
+read."""
 
 from __future__ import annotations
 
@@ -8,7 +9,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from toy.reader import DEGRADATIONS, HELD_OUT, Reading, _dots, _mark_color, _stripes, accuracy, blur, main, read
+from toy.reader import (
+    DEGRADATIONS,
+    HELD_OUT,
+    Reading,
+    _dots,
+    _mark_color,
+    _stripes,
+    accuracy,
+    blur,
+    main,
+    read,
+)
 from toy.scenes import BACKGROUNDS, SIZE, WORDS, Scene, render_background
 
 OBJECT_WORDS = ("pattern", "color", "shape", "position")
@@ -23,7 +35,8 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((SIZE, SIZE, 3))
 
 
-# -- accuracy ----------------------------------------------------------------------------------------------
+# -- accuracy
+# ----------------------------------------------------------------------------------------------
 
 
 def test_clean_pictures_are_read() -> None:
@@ -49,7 +62,8 @@ def test_every_word_of_a_kind_can_be_read(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, 6, 23, 24, 26, 29])
 def test_a_white_object_before_snow_is_read_through_blur(seed: int) -> None:
-    """Body and snow look alike: on these, outlines alone name the wrong shape and the rendered rivals decide."""
+    """Body and snow look alike: on these, outlines alone name the wrong shape and the rendered
+    rivals decide."""
     scene = Scene.sample(HELD_OUT + seed).change(color="white", background="glacier")
     assert read(blur(scene.render(), 2.0)).matches(scene)
 
@@ -60,7 +74,11 @@ def test_the_fit_is_the_scene(seed: int) -> None:
     fit = read(scene.render()).fit
     assert fit is not None
     assert abs(fit.light - scene.light) < 0.01 and abs(fit.horizon - scene.horizon) < 0.5
-    assert abs(fit.dx - scene.dx) < 1.0 and abs(fit.y - scene.y) < 1.0 and abs(fit.size - scene.size) < 2.5
+    assert (
+        abs(fit.dx - scene.dx) < 1.0
+        and abs(fit.y - scene.y) < 1.0
+        and abs(fit.size - scene.size) < 2.5
+    )
     assert np.abs(fit.render() - scene.render()).mean() < 0.01
 
 
@@ -74,7 +92,9 @@ def test_the_reader_knows_the_patterns(pattern: str, marks: Callable[..., np.nda
 
 @pytest.mark.parametrize("color", WORDS["color"])
 def test_the_reader_knows_the_color_of_the_marks(color: str) -> None:
-    scene = Scene("dotted", color, "square", "center", "lake", pattern_phase=0.5)  # a dot in the very middle
+    scene = Scene(
+        "dotted", color, "square", "center", "lake", pattern_phase=0.5
+    )  # a dot in the very middle
     middle = scene.render()[71:73, 63:65].mean(axis=(0, 1))
     assert np.allclose(middle, _mark_color(color), atol=0.01)
 
@@ -87,7 +107,8 @@ def test_reading_is_deterministic_and_leaves_its_input_alone() -> None:
     assert np.array_equal(picture, before)
 
 
-# -- nothing to read ---------------------------------------------------------------------------------------
+# -- nothing to read
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +133,9 @@ def test_junk_has_no_words(picture: np.ndarray) -> None:
 @pytest.mark.parametrize("wear", ["clean", "blur+noise+blocks"])
 def test_an_empty_landscape_has_only_its_name(name: str, wear: str) -> None:
     for phase in (0.1, 0.6):
-        picture = DEGRADATIONS[wear](render_background(name, 78.0, phase, 0.97), np.random.default_rng(0))
+        picture = DEGRADATIONS[wear](
+            render_background(name, 78.0, phase, 0.97), np.random.default_rng(0)
+        )
         assert words(read(picture)) == NOTHING | {"background": name}
 
 
@@ -125,7 +148,8 @@ def test_a_shadow_without_an_object_is_not_an_object() -> None:
 @pytest.mark.parametrize("spread", [15.0, 22.0])
 @pytest.mark.parametrize("color", [0.5, (0.6, 0.6, 0.2)])
 def test_a_soft_cloud_is_no_object(color: object, spread: float) -> None:
-    """Silhouettes gather evidence from it, but no rendered object comes nearer to it than the landscape."""
+    """Silhouettes gather evidence from it, but no rendered object comes nearer to it than the
+    landscape."""
     empty = render_background("lake", 78.0, 0.3, 1.0)
     row, column = np.mgrid[0:SIZE, 0:SIZE]
     cover = np.exp(-0.5 * ((column - 64) ** 2 + (row - 72) ** 2) / spread**2)[..., None]
@@ -133,13 +157,20 @@ def test_a_soft_cloud_is_no_object(color: object, spread: float) -> None:
     assert words(read(picture)) == NOTHING | {"background": "lake"}
 
 
-# -- the reading -------------------------------------------------------------------------------------------
+# -- the reading
+# -------------------------------------------------------------------------------------------
 
 
 def test_agreement_names_each_kind() -> None:
     scene = Scene("striped", "red", "star", "left", "meadow")
     reading = Reading("striped", "red", "circle", None, "meadow")
-    expected = {"pattern": True, "color": True, "shape": False, "position": False, "background": True}
+    expected = {
+        "pattern": True,
+        "color": True,
+        "shape": False,
+        "position": False,
+        "background": True,
+    }
     assert reading.agreement(scene) == expected
 
 

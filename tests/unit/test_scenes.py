@@ -1,4 +1,5 @@
-"""The renderer: one seed is one scene, and changing a word changes what the word says and no more."""
+"""The renderer: one seed is one scene, and changing a word changes what the word says and no
+more."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def footprint(scene: Scene) -> np.ndarray:
-    """Where the object or its shadow may be seen: a soft shadow reaches furthest from the tip of a star."""
+    """Where the object or its shadow may be seen: a soft shadow reaches furthest from the tip of a
+    star."""
     return grown(scene.object_mask() > 0.0, 16)
 
 
@@ -107,7 +109,8 @@ def test_other_seeds_are_other_pictures() -> None:
 
 
 def test_the_renderer_has_not_moved() -> None:
-    """The weights were trained on these pictures: a renderer that draws others must be a new world."""
+    """The weights were trained on these pictures: a renderer that draws others must be a new
+    world."""
     means = [Scene.sample(10_000_000 + k).render().mean(axis=(0, 1)) for k in range(len(GOLDEN))]
     assert np.allclose(means, GOLDEN, rtol=0.0, atol=2e-5)
 
@@ -127,7 +130,10 @@ def test_every_word_is_drawn_about_equally_often() -> None:
         share = 1.0 / len(values)
         spread = (share * (1.0 - share) / count) ** 0.5
         assert set(drawn) == set(values)
-        assert all(abs(drawn[word] / count - share) < 4.5 * spread for word in values), (kind, drawn)
+        assert all(abs(drawn[word] / count - share) < 4.5 * spread for word in values), (
+            kind,
+            drawn,
+        )
 
 
 def test_pairs_of_words_are_independent() -> None:
@@ -137,7 +143,8 @@ def test_pairs_of_words_are_independent() -> None:
     assert min(pairs.values()) > 45 and max(pairs.values()) < 130  # 83 on average
 
 
-# -- captions ----------------------------------------------------------------------------------------------
+# -- captions
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(10_000_000, 10_000_040))
@@ -191,7 +198,8 @@ def test_a_caption_without_exactly_one_word_of_a_kind_is_refused(caption: str, k
         scene_from_caption(caption)
 
 
-# -- the true edit -----------------------------------------------------------------------------------------
+# -- the true edit
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", WORDS)
@@ -235,19 +243,30 @@ def test_a_background_change_leaves_the_object(seed: int) -> None:
 def test_changes_commute_and_undo_themselves() -> None:
     scene = Scene.sample(10_000_000).change(color="red", shape="star")
     there = scene.change(color="blue").change(shape="circle")
-    assert there == scene.change(shape="circle").change(color="blue") == scene.change(color="blue", shape="circle")
+    assert (
+        there
+        == scene.change(shape="circle").change(color="blue")
+        == scene.change(color="blue", shape="circle")
+    )
     assert there.change(color="red", shape="star") == scene
 
 
 @pytest.mark.parametrize(
-    "change", [{"color": "orange"}, {"texture": "plain"}, {"shape": "red"}, {"color": "red", "shape": "cube"}]
+    "change",
+    [
+        {"color": "orange"},
+        {"texture": "plain"},
+        {"shape": "red"},
+        {"color": "red", "shape": "cube"},
+    ],
 )
 def test_an_unknown_kind_or_word_is_refused(change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected .* to be one of"):
         Scene.sample(10_000_000).change(**change)
 
 
-# -- masks -------------------------------------------------------------------------------------------------
+# -- masks
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -256,7 +275,9 @@ def test_every_word_has_its_mask(seed: int) -> None:
     for kind, word in words(scene).items():
         mask = scene.mask(word)
         assert mask.shape == (SIZE, SIZE) and np.issubdtype(mask.dtype, np.floating)
-        assert np.array_equal(mask, scene.object_mask() if kind in OBJECT_WORDS else 1.0 - scene.object_mask())
+        assert np.array_equal(
+            mask, scene.object_mask() if kind in OBJECT_WORDS else 1.0 - scene.object_mask()
+        )
 
 
 @pytest.mark.parametrize("word", ["orange", "at", ""])
@@ -267,7 +288,9 @@ def test_a_word_that_is_absent_has_no_mask(word: str) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_mask_is_where_the_picture_differs_from_the_empty_landscape(seed: int) -> None:
-    scene = dataclasses.replace(Scene.sample(seed), color="purple", pattern="plain", background="meadow")
+    scene = dataclasses.replace(
+        Scene.sample(seed), color="purple", pattern="plain", background="meadow"
+    )
     drawn = np.abs(picture_of(scene) - empty(scene)).max(axis=-1)
     assert drawn[scene.object_mask() == 1.0].min() > 0.05
     assert drawn[~footprint(scene)].max() <= EXACT

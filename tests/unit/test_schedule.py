@@ -1,4 +1,5 @@
-"""Noise levels and the DDIM step: the reference grid, and DDIM as Euler in the exploding variable."""
+"""Noise levels and the DDIM step: the reference grid, and DDIM as Euler in the exploding
+variable."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def test_euler_in_the_exploding_variable_is_ddim(sigma: float, sigma_next: float
 def test_the_two_scales_are_inverse_and_meet_at_level_zero(sigma: float) -> None:
     x = noise(0, 1, 4, 2, 2)
     torch.testing.assert_close(to_preserving(to_exploding(x, sigma), sigma), x, rtol=1e-15, atol=0)
-    torch.testing.assert_close(to_exploding(x, sigma), x / math.sqrt(abar_of(sigma)), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        to_exploding(x, sigma), x / math.sqrt(abar_of(sigma)), rtol=1e-14, atol=0
+    )
     assert torch.equal(to_exploding(x, 0.0), x)
 
 

@@ -1,5 +1,5 @@
-"""The speed benches' own logic: which figures come from which run, and what the clock and the GPU's memory are read
-around."""
+"""The speed benches' own logic: which figures come from which run, and what the clock and the GPU's
+memory are read around."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import torch
 
 from bench import seconds, speed
 
-OLD = {"figure": "a, x", "value": 1.0, "target": 1.05, "reference": "", "device": "old CPU", "run": "monday"}
+OLD = {
+    "figure": "a, x",
+    "value": 1.0,
+    "target": 1.05,
+    "reference": "",
+    "device": "old CPU",
+    "run": "monday",
+}
 
 
 def figure(name: str, value: float, **changes: Any) -> speed.Figure:
@@ -35,18 +42,28 @@ def test_the_earlier_run_is_the_last_one_or_else_the_one_that_is_kept(
     monkeypatch.setattr(speed, "OUT", tmp_path / "out.json")
     monkeypatch.setattr(speed, "KEPT", tmp_path / "kept.json")
     assert speed.earlier() == []
-    speed.KEPT.write_text(json.dumps([{name: value for name, value in OLD.items() if name != "run"}]))
+    speed.KEPT.write_text(
+        json.dumps([{name: value for name, value in OLD.items() if name != "run"}])
+    )
     assert speed.earlier() == [{**OLD, "run": "earlier, not noted"}]
     speed.OUT.write_text(json.dumps([OLD]))
     assert speed.earlier() == [OLD]
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [(["--only", "new"], ["a, x", "n, x"]), ([], ["n, x", "o, x"])])
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["--only", "new"], ["a, x", "n, x"]), ([], ["n, x", "o, x"])]
+)
 def test_only_measures_its_parts_beside_the_earlier_run(
-    arguments: list[str], expected: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    arguments: list[str],
+    expected: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     def part(name: str) -> Any:
-        return lambda: [{key: value for key, value in figure(name, 2.0, target=None).items() if key != "run"}]
+        return lambda: [
+            {key: value for key, value in figure(name, 2.0, target=None).items() if key != "run"}
+        ]
 
     monkeypatch.setattr(speed, "OUT", tmp_path / "deep" / "out.json")
     monkeypatch.setattr(speed, "KEPT", tmp_path / "kept.json")
@@ -62,7 +79,9 @@ def test_only_measures_its_parts_beside_the_earlier_run(
 
 
 def test_a_figure_without_target_has_an_empty_cell() -> None:
-    lines = speed.table([OLD, figure("b, x", 2.5, target=None, reference="1.5 elsewhere")]).splitlines()
+    lines = speed.table(
+        [OLD, figure("b, x", 2.5, target=None, reference="1.5 elsewhere")]
+    ).splitlines()
     assert lines[2:] == [
         "| a, x | 1 | <= 1.05 |  | monday |",
         "| b, x | 2.5 |  | 1.5 elsewhere | tuesday |",
@@ -93,7 +112,9 @@ def test_small_models_run_on_the_cpu_and_leave_the_gpus_figures(
     assert {setting.device for setting in settings} == {"cpu"} and "--cpu" in asked["flags"]
 
 
-def test_full_models_run_on_the_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_models_run_on_the_gpu(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(seconds, "OUT", tmp_path / "seconds.json")
@@ -102,12 +123,15 @@ def test_full_models_run_on_the_gpu(tmp_path: pathlib.Path, monkeypatch: pytest.
     assert seconds.main([]) == 0
     settings, steps, _, path = asked["call"]
     assert (steps, path) == (50, seconds.OUT) and "--cpu" not in asked["flags"]
-    found = [(setting.kind, 8 * setting.side, setting.device, setting.dtype) for setting in settings]
+    found = [
+        (setting.kind, 8 * setting.side, setting.device, setting.dtype) for setting in settings
+    ]
     assert found == [("SD15", 512, "cuda", torch.float16), ("SDXL", 1024, "cuda", torch.float16)]
 
 
 class Gpu:
-    """A GPU in name: logs what is asked of it; every run takes as long as the next of `lasting` says."""
+    """A GPU in name: logs what is asked of it; every run takes as long as the next of `lasting`
+    says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lasting: list[float]) -> None:
         self.log: list[str] = []
@@ -130,7 +154,9 @@ class Gpu:
         self.most = self.held
 
 
-def test_on_a_gpu_the_clock_waits_and_earlier_memory_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_clock_waits_and_earlier_memory_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gpu = Gpu(monkeypatch, [2.0, 7.0, 3.0])
     gpu.most = 60 * 2**30  # an earlier method's
     gpu.pending = 100.0  # and its last work

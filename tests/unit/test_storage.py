@@ -1,4 +1,5 @@
-"""Inversions in files: every number comes back, and every damaged file is refused with its reason."""
+"""Inversions in files: every number comes back, and every damaged file is refused with its
+reason."""
 
 from __future__ import annotations
 
@@ -28,14 +29,26 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 
 def trajectory(**other: Any) -> Trajectory:
     latents = noise(0, STEPS + 1, 2, 4, 3, 5).float()
-    made = Trajectory(SIGMAS, latents, "fixed_point", "a model", "a text", "un chat “gris”\nsur un lit \ud800", 7.5)
+    made = Trajectory(
+        SIGMAS,
+        latents,
+        "fixed_point",
+        "a model",
+        "a text",
+        "un chat “gris”\nsur un lit \ud800",
+        7.5,
+    )
     return dataclasses.replace(made, **other)
 
 
 def whole(**other: Any) -> Trajectory:
     """One with everything that it can have."""
     return trajectory(
-        **{"nulls": noise(1, STEPS, 2, 7, 6).float(), "correction": NullText(single_branch=True), **other}
+        **{
+            "nulls": noise(1, STEPS, 2, 7, 6).float(),
+            "correction": NullText(single_branch=True),
+            **other,
+        }
     )
 
 
@@ -50,22 +63,35 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("made", [trajectory(), whole(), trajectory(guidance=1), trajectory(prompt="")])
+@pytest.mark.parametrize(
+    "made", [trajectory(), whole(), trajectory(guidance=1), trajectory(prompt="")]
+)
 def test_everything_comes_back_bit_for_bit(path: pathlib.Path, made: Trajectory) -> None:
     storage.write(path, made)
     stored = storage.read(path)
     for field in dataclasses.fields(Trajectory):
         if field.name != "correction":
-            assert same(getattr(made, field.name), getattr(stored.trajectory, field.name)), field.name
+            assert same(getattr(made, field.name), getattr(stored.trajectory, field.name)), (
+                field.name
+            )
     assert not stored.half
     assert stored.pack == version.pack_version()
 
 
 @pytest.mark.parametrize(
     "correction",
-    [None, Direct(), Direct(True, 0.4, 3), NegativePrompt(0.25, True, 0.1), NullText(), correction_named("none")],
+    [
+        None,
+        Direct(),
+        Direct(True, 0.4, 3),
+        NegativePrompt(0.25, True, 0.1),
+        NullText(),
+        correction_named("none"),
+    ],
 )
-def test_the_correction_comes_back_as_its_name_and_options(path: pathlib.Path, correction: Any) -> None:
+def test_the_correction_comes_back_as_its_name_and_options(
+    path: pathlib.Path, correction: Any
+) -> None:
     storage.write(path, whole(correction=correction))
     stored = storage.read(path)
     assert stored.trajectory.correction is None
@@ -83,7 +109,9 @@ def test_latents_of_any_layout_are_kept(path: pathlib.Path) -> None:
 
 
 def test_half_precision_costs_what_it_says_and_takes_half_the_space(path: pathlib.Path) -> None:
-    large = trajectory(latents=noise(0, STEPS + 1, 2, 4, 64, 64).float(), nulls=noise(1, STEPS, 2, 7, 6).float())
+    large = trajectory(
+        latents=noise(0, STEPS + 1, 2, 4, 64, 64).float(), nulls=noise(1, STEPS, 2, 7, 6).float()
+    )
     storage.write(path, large)
     full = path.stat().st_size
     path.unlink()
@@ -108,7 +136,9 @@ def test_what_is_exact_in_half_precision_costs_nothing() -> None:
 def test_numbers_beyond_half_precision_are_refused_and_leave_no_file(path: pathlib.Path) -> None:
     latents = trajectory().latents.clone()
     latents[2, 1, 0, 0, 0] = -7e4
-    with pytest.raises(PivotError, match=r"latents within the range of half precision \(65504\), but got 7e\+04"):
+    with pytest.raises(
+        PivotError, match=r"latents within the range of half precision \(65504\), but got 7e\+04"
+    ):
         storage.write(path, trajectory(latents=latents), half=True)
     assert not list(path.parent.iterdir())
 
@@ -126,8 +156,11 @@ def test_an_existing_file_is_never_overwritten(path: pathlib.Path) -> None:
     assert path.read_bytes() == b"somebody's"
 
 
-def test_a_write_that_fails_leaves_nothing(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the very last moment there is no file of that name, and after a failure no other either."""
+def test_a_write_that_fails_leaves_nothing(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the very last moment there is no file of that name, and after a failure no other
+    either."""
     seen = []
 
     def fail(source: Any, target: Any) -> None:
@@ -150,13 +183,19 @@ def test_a_file_is_readable_for_whom_the_umask_says(path: pathlib.Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_the_version_is_that_of_the_project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f'version = "{version.pack_version()}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+def test_the_version_is_that_of_the_project(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        f'version = "{version.pack_version()}"'
+        in (ROOT / "pyproject.toml").read_text().splitlines()
+    )
     monkeypatch.setattr(version, "_WRITTEN", tmp_path / "pyproject.toml")
     assert version.pack_version() == "unknown"
 
 
-# -- damaged files ----------------------------------------------------------------------------------------
+# -- damaged files
+# ----------------------------------------------------------------------------------------
 
 Spoil = Callable[[bytes], bytes]
 
@@ -177,7 +216,9 @@ def telling(**fields: Any) -> Spoil:
     def spoil(data: bytes) -> bytes:
         told, tensors = header(data)
         merged = {**told["__metadata__"], **fields}
-        return with_header({**told, "__metadata__": {k: v for k, v in merged.items() if v is not None}}, tensors)
+        return with_header(
+            {**told, "__metadata__": {k: v for k, v in merged.items() if v is not None}}, tensors
+        )
 
     return spoil
 
@@ -227,20 +268,29 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "empty": (lambda data: b"", "a safetensors file, but got one of 0 bytes"),
     "five bytes": (lambda data: data[:5], "a safetensors file, but got one of 5 bytes"),
     "cut in its header": (lambda data: data[:100], "a header of .* cut off after 100"),
-    "cut in its tensors": (lambda data: data[:-1], r"truncated or damaged file \(.*not fully covered"),
+    "cut in its tensors": (
+        lambda data: data[:-1],
+        r"truncated or damaged file \(.*not fully covered",
+    ),
     "bytes after its end": (lambda data: data + b"x", "truncated or damaged file"),
     "oversized header": (
         lambda data: (1 << 40).to_bytes(8, "little") + data[8:],
         "at most 1048576 bytes, but got 109951",
     ),
-    "header just too long": (lambda data: with_header(b" " * ((1 << 20) + 1), b""), "but got 1048577"),
+    "header just too long": (
+        lambda data: with_header(b" " * ((1 << 20) + 1), b""),
+        "but got 1048577",
+    ),
     "picture": (png, "a header of at most .* Choose a file that Save Inversion"),
     "text": (lambda data: b"a cat on a sofa", "a header of at most"),
     "no json": (lambda data: with_header(b"{not json", b""), "whose header cannot be read"),
     "no text": (lambda data: with_header(b"\xff\xfe\xfd", b""), "whose header cannot be read"),
     "a list": (lambda data: with_header([], b""), "whose header cannot be read"),
     "very deep": (lambda data: with_header(b"[" * 500_000, b""), "whose header cannot be read"),
-    "metadata no table": (lambda data: with_header({"__metadata__": 3}, b""), "a file of another kind"),
+    "metadata no table": (
+        lambda data: with_header({"__metadata__": 3}, b""),
+        "a file of another kind",
+    ),
     "weights": (plain, "an inversion .* but got a file of another kind"),
     "another format": (telling(format="pt"), "an inversion .* but got pt"),
     "newer": (telling(version="2"), "version 1 of the format, but got 2 .* Update Pivot Edit"),
@@ -249,30 +299,60 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "tensor's kind": (unknown_kind, "truncated or damaged file"),
     "no sigmas": (holding(sigmas=None), "a tensor sigmas, but got only latents, nulls"),
     "no latents": (holding(latents=None), "a tensor latents, but got only nulls, sigmas"),
-    "latents of integers": (holding(latents=torch.zeros(6, 2, 4, 3, 5, dtype=torch.int32)), "float16, but got .*int32"),
-    "levels in fp32": (holding(sigmas=SIGMAS.float()), "sigmas in torch.float64, but got torch.float32"),
-    "another size": (telling(size="[6, 2, 4, 3, 6]"), r"it tells, \[6, 2, 4, 3, 6\], but got \[6, 2, 4, 3, 5\]"),
+    "latents of integers": (
+        holding(latents=torch.zeros(6, 2, 4, 3, 5, dtype=torch.int32)),
+        "float16, but got .*int32",
+    ),
+    "levels in fp32": (
+        holding(sigmas=SIGMAS.float()),
+        "sigmas in torch.float64, but got torch.float32",
+    ),
+    "another size": (
+        telling(size="[6, 2, 4, 3, 6]"),
+        r"it tells, \[6, 2, 4, 3, 6\], but got \[6, 2, 4, 3, 5\]",
+    ),
     "another layout": (holding(latents=torch.zeros(6, 2, 4, 5, 3)), r"but got \[6, 2, 4, 5, 3\]"),
-    "fewer levels": (holding(sigmas=SIGMAS[:4].contiguous()), r"latents \[4, B, C, H, W\], but got \[6, 2"),
+    "fewer levels": (
+        holding(sigmas=SIGMAS[:4].contiguous()),
+        r"latents \[4, B, C, H, W\], but got \[6, 2",
+    ),
     "one level": (holding(sigmas=SIGMAS[:1].contiguous()), "ascending levels"),
     "levels in a table": (holding(sigmas=SIGMAS[None].contiguous()), "ascending levels"),
     "levels that descend": (holding(sigmas=SIGMAS.flip(0).contiguous()), "ascending levels"),
     "a level twice": (holding(sigmas=SIGMAS[[0, 1, 2, 2, 4, 5]].contiguous()), "ascending levels"),
     "a level below 0": (holding(sigmas=(SIGMAS - 1.0)), "ascending levels, but got .-0.97"),
-    "nulls of another count": (holding(nulls=torch.zeros(4, 2, 7, 6)), r"embeddings \[5, 2, T, D\]"),
-    "NaN in latents": (with_nan("latents", float("nan")), "finite numbers in its latents, but got NaN"),
+    "nulls of another count": (
+        holding(nulls=torch.zeros(4, 2, 7, 6)),
+        r"embeddings \[5, 2, T, D\]",
+    ),
+    "NaN in latents": (
+        with_nan("latents", float("nan")),
+        "finite numbers in its latents, but got NaN",
+    ),
     "infinity in latents": (with_nan("latents", float("-inf")), "finite numbers in its latents"),
     "NaN in nulls": (with_nan("nulls", float("nan")), "finite numbers in its nulls"),
     "NaN in sigmas": (with_nan("sigmas", float("nan")), "finite numbers in its sigmas"),
-    "guidance no number": (telling(guidance='"high"'), "the guidance in its header, but got '\"high\"'"),
+    "guidance no number": (
+        telling(guidance='"high"'),
+        "the guidance in its header, but got '\"high\"'",
+    ),
     "guidance NaN": (telling(guidance="NaN"), "a finite guidance, but got nan"),
     "prompt no text": (telling(prompt="[1]"), "the prompt in its header"),
     "prompt no json": (telling(prompt="a cat"), "the prompt in its header, but got 'a cat'"),
     "prompt very deep": (telling(prompt="[" * 200_000), "the prompt in its header"),
     "correction a text": (telling(correction='"direct"'), "the correction in its header"),
-    "correction without options": (telling(correction='{"name": "direct"}'), "a correction's name and options"),
-    "correction without name": (telling(correction='{"name": 1, "options": {}}'), "a correction's name and options"),
-    **{f"no {name}": (telling(**{name: None}), f"the {name} in its header, but got none") for name in storage._FIELDS},
+    "correction without options": (
+        telling(correction='{"name": "direct"}'),
+        "a correction's name and options",
+    ),
+    "correction without name": (
+        telling(correction='{"name": 1, "options": {}}'),
+        "a correction's name and options",
+    ),
+    **{
+        f"no {name}": (telling(**{name: None}), f"the {name} in its header, but got none")
+        for name in storage._FIELDS
+    },
 }
 
 
@@ -296,7 +376,16 @@ def test_nothing_is_read_of_a_file_that_is_none(path: pathlib.Path) -> None:
 
 
 ARE = ["cut in its tensors", "newer", "no latents", "no prompt", "NaN in latents"]
-ARE_NOT = ["empty", "five bytes", "oversized header", "picture", "no json", "a list", "weights", "another format"]
+ARE_NOT = [
+    "empty",
+    "five bytes",
+    "oversized header",
+    "picture",
+    "no json",
+    "a list",
+    "weights",
+    "another format",
+]
 
 
 @pytest.mark.parametrize("what", [None, *ARE, *ARE_NOT])

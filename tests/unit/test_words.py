@@ -25,10 +25,17 @@ from pivot_edit.core.words import (
     word_windows,
 )
 
-SILVER = PromptPair(prompt("a cat sitting next to a mirror"), prompt("a silver cat sculpture sitting next to a mirror"))
+SILVER = PromptPair(
+    prompt("a cat sitting next to a mirror"),
+    prompt("a silver cat sculpture sitting next to a mirror"),
+)
 
-texts = st.lists(st.sampled_from("a b c d ee-2 ff-3 gg-4".split()), min_size=1, max_size=12).map(" ".join)
-long_texts = st.lists(st.sampled_from("a b ee-2 gg-4".split()), min_size=1, max_size=60).map(" ".join)
+texts = st.lists(st.sampled_from("a b c d ee-2 ff-3 gg-4".split()), min_size=1, max_size=12).map(
+    " ".join
+)
+long_texts = st.lists(st.sampled_from("a b ee-2 gg-4".split()), min_size=1, max_size=60).map(
+    " ".join
+)
 
 
 def columns_of(p: Prompt) -> list[int]:
@@ -85,7 +92,9 @@ def test_a_phrase_that_does_not_occur_is_an_error_that_lists_the_words(phrase: s
 
 
 def test_auto_replaces_where_the_word_counts_agree_whatever_the_token_counts() -> None:
-    assert PromptPair(prompt("a cat here"), prompt("a storm-trooper-3 here")).align().mode == "replace"
+    assert (
+        PromptPair(prompt("a cat here"), prompt("a storm-trooper-3 here")).align().mode == "replace"
+    )
 
 
 def test_auto_refines_where_the_word_counts_differ() -> None:
@@ -137,7 +146,8 @@ def test_replace_loses_and_invents_no_attention(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "share"), [("cat", "trooper-3", 1 / 3), ("trooper-3", "cat", 1.0), ("ee-2", "ff-3", 1 / 3)]
+    ("old", "new", "share"),
+    [("cat", "trooper-3", 1 / 3), ("trooper-3", "cat", 1.0), ("ee-2", "ff-3", 1 / 3)],
 )
 def test_words_of_other_lengths_share_equally_and_everything_after_stays_aligned(
     old: str, new: str, share: float
@@ -148,7 +158,9 @@ def test_words_of_other_lengths_share_equally_and_everything_after_stays_aligned
     block = mapper[list(source.find(old))][:, list(target.find(new))]
     torch.testing.assert_close(block, torch.full_like(block, share))
     for word in ("a", "on", "the", "sofa"):
-        assert sources_of(Alignment(mapper, mapper, "", ""), [*target.find(word)]) == [*source.find(word)]
+        assert sources_of(Alignment(mapper, mapper, "", ""), [*target.find(word)]) == [
+            *source.find(word)
+        ]
         assert mapper[list(source.find(word))].sum() == 1.0
 
 
@@ -194,7 +206,9 @@ def test_a_refined_column_reads_either_one_equal_source_token_or_itself(old: str
     columns = columns_of(target)
     assert set(alignment.own.tolist()) <= {0.0, 1.0}
     assert torch.equal(alignment.mapper[:, columns].sum(0), 1.0 - alignment.own[columns])
-    matched = [(i, j) for i, j in zip(sources_of(alignment, columns), columns, strict=True) if i >= 0]
+    matched = [
+        (i, j) for i, j in zip(sources_of(alignment, columns), columns, strict=True) if i >= 0
+    ]
     assert all(source.tokens[i] == target.tokens[j] for i, j in matched)
 
 
@@ -248,16 +262,33 @@ def test_legacy_doubles_what_stands_behind_a_word_that_shrank() -> None:
 
 
 def test_legacy_is_aligned_up_to_the_last_changed_word() -> None:
-    """a 1, cat 2, on 3, red 4, sofa 5, now 6 -> a 1, trooper 2 to 4, on 5, red 6, table 7 to 8, now 9."""
+    """a 1, cat 2, on 3, red 4, sofa 5, now 6 -> a 1, trooper 2 to 4, on 5, red 6, table 7 to 8, now
+    9."""
     source, target = prompt("a cat on red sofa now"), prompt("a trooper-3 on red table-2 now")
     mapper = legacy_replace(source, target).mapper
-    assert sources_of(Alignment(mapper, mapper, "", ""), list(range(10))) == [0, 1, 2, 2, 2, 3, 4, 5, 5, 9]
+    assert sources_of(Alignment(mapper, mapper, "", ""), list(range(10))) == [
+        0,
+        1,
+        2,
+        2,
+        2,
+        3,
+        4,
+        5,
+        5,
+        9,
+    ]
     assert mapper[5, 7:9].tolist() == [0.5, 0.5]
 
 
 @few
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), min_size=1, max_size=15), st.data())
-def test_legacy_is_the_identity_where_the_token_counts_agree(words: list[tuple[str, int]], data: st.DataObject) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), min_size=1, max_size=15),
+    st.data(),
+)
+def test_legacy_is_the_identity_where_the_token_counts_agree(
+    words: list[tuple[str, int]], data: st.DataObject
+) -> None:
     source = prompt(" ".join(f"{name}-{count}" for name, count in words))
     target = prompt(" ".join(f"{data.draw(st.sampled_from('abc'))}-{count}" for _, count in words))
     assert torch.equal(legacy_replace(source, target).mapper, torch.eye(77))
@@ -265,7 +296,9 @@ def test_legacy_is_the_identity_where_the_token_counts_agree(words: list[tuple[s
 
 @few
 @given(texts, texts)
-def test_legacy_refines_as_it_should_unless_the_target_is_the_shorter_one(old: str, new: str) -> None:
+def test_legacy_refines_as_it_should_unless_the_target_is_the_shorter_one(
+    old: str, new: str
+) -> None:
     source, target = prompt(old), prompt(new)
     fixed, legacy = align_refine(source, target), legacy_refine(source, target)
     end = 2 + len(columns_of(target))
@@ -273,14 +306,27 @@ def test_legacy_refines_as_it_should_unless_the_target_is_the_shorter_one(old: s
     assert same is (len(columns_of(target)) >= len(columns_of(source)))
     assert torch.equal(legacy.mapper[:, :end], fixed.mapper[:, :end])
     assert torch.equal(legacy.own[:end], fixed.own[:end])
-    assert sources_of(legacy, list(range(end, 77))) == list(range(end, 77)) and not legacy.own[end:].any()
+    assert (
+        sources_of(legacy, list(range(end, 77))) == list(range(end, 77))
+        and not legacy.own[end:].any()
+    )
 
 
 def test_legacy_padding_behind_a_shorter_target_reads_words_of_the_source() -> None:
     source, target = prompt("a cat sitting next to a mirror"), prompt("a cat")
     assert source.words[6].columns == (7,)
     assert sources_of(legacy_refine(source, target), list(range(9))) == [0, 1, 2, 8, 4, 5, 6, 7, 8]
-    assert sources_of(align_refine(source, target), list(range(9))) == [0, 1, 2, 8, -1, -1, -1, -1, -1]
+    assert sources_of(align_refine(source, target), list(range(9))) == [
+        0,
+        1,
+        2,
+        8,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -292,20 +338,30 @@ def test_legacy_padding_behind_a_shorter_target_reads_words_of_the_source() -> N
         ("a cat", "a big cat", "reweight", "reweight"),
     ],
 )
-def test_the_legacy_tables_are_chosen_as_the_fixed_ones(old: str, new: str, mode: str, chosen: str) -> None:
+def test_the_legacy_tables_are_chosen_as_the_fixed_ones(
+    old: str, new: str, mode: str, chosen: str
+) -> None:
     pair = PromptPair(prompt(old), prompt(new))
     tables = {"replace": legacy_replace, "refine": legacy_refine}
     alignment = pair.align(mode, "legacy")
     assert alignment.mode == pair.align(mode).mode == chosen
     expected = tables[chosen](pair.source, pair.target) if chosen in tables else pair.align(mode)
-    assert torch.equal(alignment.mapper, expected.mapper) and torch.equal(alignment.own, expected.own)
+    assert torch.equal(alignment.mapper, expected.mapper) and torch.equal(
+        alignment.own, expected.own
+    )
     assert alignment.note.endswith("legacy table") is (chosen in tables)
 
 
-@pytest.mark.parametrize(("old", "new", "got"), [("a " * 76, "a", "154 and 77"), ("a", "a " * 151, "77 and 231")])
+@pytest.mark.parametrize(
+    ("old", "new", "got"), [("a " * 76, "a", "154 and 77"), ("a", "a " * 151, "77 and 231")]
+)
 @pytest.mark.parametrize("mode", ["auto", "refine"])
-def test_legacy_tables_of_several_chunks_are_refused(old: str, new: str, got: str, mode: str) -> None:
-    with pytest.raises(PivotError, match=f"at most 75 tokens for the legacy mapper, but got {got} columns"):
+def test_legacy_tables_of_several_chunks_are_refused(
+    old: str, new: str, got: str, mode: str
+) -> None:
+    with pytest.raises(
+        PivotError, match=f"at most 75 tokens for the legacy mapper, but got {got} columns"
+    ):
         PromptPair(prompt(old), prompt(new)).align(mode, "legacy")
 
 
@@ -362,7 +418,10 @@ def test_weights_add_to_those_there_are_and_leave_the_alignment_they_came_from()
     first = reweighted(plain, RED.target, [("fox-2", 2.0)])
     second = reweighted(first, RED.target, [("sofa", 3.0)])
     assert plain.weights is None and first.weights is not None and second.weights is not None
-    assert first.weights[[5, 11]].tolist() == [2.0, 1.0] and second.weights[[5, 11]].tolist() == [2.0, 3.0]
+    assert first.weights[[5, 11]].tolist() == [2.0, 1.0] and second.weights[[5, 11]].tolist() == [
+        2.0,
+        3.0,
+    ]
     assert second.mapper is plain.mapper and second.mode == plain.mode
     assert second.note == f"{plain.note}; 'fox-2' x 2; 'sofa' x 3"
 
@@ -381,7 +440,9 @@ def test_no_weights_and_no_windows_are_the_same_alignment() -> None:
     assert reweighted(plain, RED.target, []) is plain and windowed(plain, RED.target, []) is plain
 
 
-def test_weights_and_windows_of_words_that_the_target_lacks_are_errors_that_list_its_words() -> None:
+def test_weights_and_windows_of_words_that_the_target_lacks_are_errors_that_list_its_words() -> (
+    None
+):
     """The source's cat is not in the target."""
     listed = r"but got 'cat'\. Its words are: a, red, fox-2, on, sofa\.$"
     with pytest.raises(PivotError, match=listed):
@@ -418,7 +479,20 @@ def test_weights_are_read(text: str, pairs: list[tuple[str, float]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["shiny", "shiny 2", "shiny:", ":2", ": 2", "x: two", "x: 1e3", "x: 1.2.3", "x: --1", "x: nan", "x: 2x"]
+    "part",
+    [
+        "shiny",
+        "shiny 2",
+        "shiny:",
+        ":2",
+        ": 2",
+        "x: two",
+        "x: 1e3",
+        "x: 1.2.3",
+        "x: --1",
+        "x: nan",
+        "x: 2x",
+    ],
 )
 def test_weights_that_cannot_be_read_are_errors_that_quote_them(part: str) -> None:
     with pytest.raises(PivotError, match="words with weights, such as") as caught:
@@ -431,23 +505,32 @@ def test_weights_that_cannot_be_read_are_errors_that_quote_them(part: str) -> No
     [
         ("", []),
         ("star: 0.2-0.8, red: 0.5", [("star", (0.2, 0.8)), ("red", (0.0, 0.5))]),
-        ("blue hair:.25 - 1.\nstar-2: 0-1;x: 1", [("blue hair", (0.25, 1.0)), ("star-2", (0.0, 1.0)), ("x", (0, 1))]),
+        (
+            "blue hair:.25 - 1.\nstar-2: 0-1;x: 1",
+            [("blue hair", (0.25, 1.0)), ("star-2", (0.0, 1.0)), ("x", (0, 1))],
+        ),
     ],
 )
 def test_windows_are_read(text: str, pairs: list[tuple[str, tuple[float, float]]]) -> None:
     assert word_windows(text) == pairs
 
 
-@pytest.mark.parametrize("part", ["star", "star 0.5", "star:", ": 0.5", "x: 0.2-", "x: -0.2", "x: 0-0.5-1", "x: a-b"])
+@pytest.mark.parametrize(
+    "part", ["star", "star 0.5", "star:", ": 0.5", "x: 0.2-", "x: -0.2", "x: 0-0.5-1", "x: a-b"]
+)
 def test_windows_that_cannot_be_read_are_errors_that_quote_them(part: str) -> None:
     with pytest.raises(PivotError, match="words with windows, such as") as caught:
         word_windows(f"red: 1, {part}; blue: 0.5")
     assert caught.value.got == repr(part)
 
 
-@pytest.mark.parametrize("part", ["star: 0.2-1.01", "star: 2", "star: 10-40", "star: 1.5-0.5", "star: 0.8-0.2"])
+@pytest.mark.parametrize(
+    "part", ["star: 0.2-1.01", "star: 2", "star: 10-40", "star: 1.5-0.5", "star: 0.8-0.2"]
+)
 def test_windows_beyond_the_run_are_refused(part: str) -> None:
-    with pytest.raises(PivotError, match=f"windows between 0 and 1, start before end, but got '{part}'"):
+    with pytest.raises(
+        PivotError, match=f"windows between 0 and 1, start before end, but got '{part}'"
+    ):
         word_windows(f"red: 1, {part}")
 
 
@@ -462,5 +545,7 @@ def test_a_phrase_of_any_of_the_prompts_is_among_them() -> None:
 
 def test_among_lists_the_words_of_all_prompts_once_where_none_has_the_phrase() -> None:
     prompts = [prompt("a cat"), prompt("a dog"), prompt("a cat")]
-    with pytest.raises(PivotError, match=r"'a cat' or 'a dog', but got 'cat dog'\. There are: a, cat, dog\.$"):
+    with pytest.raises(
+        PivotError, match=r"'a cat' or 'a dog', but got 'cat dog'\. There are: a, cat, dog\.$"
+    ):
         check_among(prompts, "cat dog")

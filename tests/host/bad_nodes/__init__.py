@@ -10,7 +10,9 @@ async def comfy_entrypoint():
 
         @classmethod
         def define_schema(cls):
-            return io.Schema("BadLatent", inputs=[io.Latent.Input("latent")], outputs=[io.Latent.Output()])
+            return io.Schema(
+                "BadLatent", inputs=[io.Latent.Input("latent")], outputs=[io.Latent.Output()]
+            )
 
         @classmethod
         def execute(cls, latent):
@@ -23,7 +25,9 @@ async def comfy_entrypoint():
 
         @classmethod
         def define_schema(cls):
-            return io.Schema("OtherModel", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+            return io.Schema(
+                "OtherModel", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()]
+            )
 
         @classmethod
         def execute(cls, model):
@@ -61,7 +65,9 @@ async def comfy_entrypoint():
             )
             config.set_inference_dtype(torch.float32, None)
             model = config.get_model({}, "", device=torch.device("cpu"))
-            return io.NodeOutput(comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu")))
+            return io.NodeOutput(
+                comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+            )
 
     class BadNodes(ComfyExtension):
         async def get_node_list(self):

@@ -1,0 +1,1 @@
+"""The host's model: what it is, its layers, and gradients through it."""

@@ -1,0 +1,145 @@
+"""What the host's model is: checks, level table, and a fingerprint that tells one model from
+another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from ...core.errors import PivotError
+from ...core.trajectory import Trajectory
+
+_SAMPLED = 64
+_ILL_POSED = 1000.0
+_SIZES = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
+"""What SDXL is told of sizes, as the stock nodes name it in a conditioning's options."""
+
+
+def check_unet(model: Any, where: str) -> None:
+    """Raise PivotError unless `model` is a UNet with attention that predicts eps or v (SD1.x,
+    SD2.x, SDXL)."""
+    from comfy.ldm.modules.attention import BasicTransformerBlock
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    network = model.model.diffusion_model
+    name = type(model.model.model_config).__name__
+    if not isinstance(network, UNetModel):
+        raise PivotError(
+            "a UNet model (SD1.x, SD2.x, SDXL)",
+            f"{name} ({type(network).__name__}), a model without UNet attention",
+            "Load a UNet checkpoint; transformer models need other mathematics and are not "
+            "supported yet.",
+            where,
+        )
+    if not any(isinstance(module, BasicTransformerBlock) for module in network.modules()):
+        raise PivotError("a UNet with attention", name, "Load a text-to-image checkpoint.", where)
+    if not hasattr(model.get_model_object("model_sampling"), "sigmas"):
+        raise PivotError(
+            "a model with a table of noise levels",
+            name,
+            "Load an SD1.x, SD2.x or SDXL model.",
+            where,
+        )
+
+
+def check_levels(sigmas: torch.Tensor, where: str) -> torch.Tensor:
+    """Return ascending sigmas; raise PivotError when the last level holds nothing of the picture
+    any more.
+
+    The last trained level of a zero-terminal-SNR model does: no inversion can lead to it and back.
+    """
+    if float(sigmas[-1]) > _ILL_POSED:
+        raise PivotError(
+            f"noise levels that keep something of the picture (sigma below {_ILL_POSED:g})",
+            f"{float(sigmas[-1]):.4g}, the zero-SNR end of this model",
+            "Use fewer steps, 20 to 100: their last level lies before the end.",
+            where,
+        )
+    return sigmas
+
+
+def trained_sigmas(model: Any) -> torch.Tensor:
+    """The model's own noise levels, ascending, [1000] for SD; any ModelSampling patch included."""
+    return model.get_model_object("model_sampling").sigmas.detach().cpu()
+
+
+def fingerprint(model: Any) -> str:
+    """A short hash of a model's architecture, prediction type, sampled weights and weight patches
+    (LoRA).
+
+    The same for the same checkpoint in every session; other for another checkpoint, LoRA or LoRA
+    strength.
+    """
+    digest = hashlib.sha256()
+    digest.update(type(model.model).__name__.encode())
+    sampling = model.get_model_object("model_sampling")
+    digest.update("|".join(kind.__name__ for kind in type(sampling).__mro__[:-1]).encode())
+    digest.update(trained_sigmas(model)[::100].half().numpy().tobytes())
+    weights = model.model.diffusion_model.state_dict()
+    names = sorted(weights)
+    for name in names[:: max(1, len(names) // 24)]:
+        _update(digest, f"{name}{list(weights[name].shape)}", _original(model, name, weights[name]))
+    for name in sorted(model.patches, key=str):
+        for strength, patch, *_ in model.patches[name]:
+            _update(digest, f"{name}{strength}", _first_tensor(patch))
+    return digest.hexdigest()[:16]
+
+
+def conditioning_fingerprint(conditioning: Any) -> str:
+    """A short hash of a CONDITIONING's text embeddings, pooled vectors and size conditioning."""
+    digest = hashlib.sha256()
+    for text, options in conditioning:
+        for tensor in (text, options.get("pooled_output")):
+            if tensor is not None:
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(str([options[name] for name in _SIZES if name in options]).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:
+    """Raise PivotError when the inversion was made with another model."""
+    mine = fingerprint(model)
+    if mine != trajectory.model:
+        raise PivotError(
+            f"the model the inversion was made with ({trajectory.model})",
+            f"another one ({mine})",
+            "Connect the same checkpoint and LoRA to the inversion and to the edit.",
+            where,
+        )
+
+
+def check_same_source(source: Any, trajectory: Trajectory, where: str) -> None:
+    """Raise PivotError when the source conditioning is not the one that was inverted with."""
+    if conditioning_fingerprint(source) != trajectory.conditioning:
+        raise PivotError(
+            "the source conditioning that the inversion was made with",
+            "another one",
+            "Use one source prompt for the inversion and for the edit.",
+            where,
+        )
+
+
+def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight before patches: ComfyUI bakes LoRA into weights while a model is loaded and keeps
+    a backup."""
+    backup = model.backup.get(f"diffusion_model.{name}")
+    return weight if backup is None else backup.weight
+
+
+def _update(digest: Any, name: str, weight: torch.Tensor | None) -> None:
+    digest.update(name.encode())
+    if weight is not None:
+        flat = weight.detach().reshape(-1)
+        sampled = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
+        digest.update(sampled.cpu().to(torch.float16).numpy().tobytes())
+
+
+def _first_tensor(patch: Any) -> torch.Tensor | None:
+    if isinstance(patch, torch.Tensor):
+        return patch
+    parts = getattr(patch, "weights", patch)
+    if isinstance(parts, (tuple, list)):
+        return next((found for found in map(_first_tensor, parts) if found is not None), None)
+    return None

@@ -1,0 +1,1 @@
+"""One sampling run: its rows, its patches, its guider and its samplers."""

@@ -1,0 +1,1 @@
+"""What nodes call: whole tasks, from their inputs to their outputs."""

@@ -1,0 +1,53 @@
+"""From a node's settings to a guidance rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.guidance import Guidance
+from ...guidance import ClassifierFree, Proximal
+
+CUSTOM, PLAIN = "custom", "cfg"
+PRESETS: dict[str, Proximal] = {
+    "proxnpi": Proximal("soft", 0.7, population="legacy", inversion_rate=1.0),
+    "proxnpi_pie_bench": Proximal("soft", 0.75, population="legacy"),
+    "proxmasactrl": Proximal("soft", 0.6, source_cfg=1.0),
+}
+"""The papers' settings as their public code runs them: README's ProxNPI; the runner of PIE-Bench,
+which asks for inversion guidance and never passes it on; README's ProxMasaCtrl. recon_t = 400 of
+1000 is the last 0.4 of the steps."""
+
+
+def guidance(
+    preset: str,
+    operator: str,
+    quantile: float,
+    threshold: float,
+    population: str,
+    start: float,
+    end: float,
+    inversion_rate: float,
+    reconstruction_rate: float,
+    guide_start: float,
+    guide_end: float,
+    dilation: int,
+    source_cfg: float,
+) -> Guidance:
+    """A preset, or the rule of the other values. source_cfg 0 is the targets' cfg."""
+    if preset != CUSTOM:
+        return PRESETS[preset]
+    own: dict[str, Any] = {"source_cfg": source_cfg or None}
+    if operator == PLAIN:
+        return ClassifierFree(**own)
+    return Proximal(
+        operator,
+        quantile,
+        threshold,
+        population,
+        (start, end),
+        inversion_rate,
+        reconstruction_rate,
+        (guide_start, guide_end),
+        dilation,
+        **own,
+    )

@@ -1,0 +1,101 @@
+"""Inverting a LATENT, checking the way back, and the inversion as parts for
+SamplerCustomAdvanced."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ...core.correction import Correction
+from ...core.inverter import Inverter
+from ...core.quality import latent_psnr
+from ...core.trajectory import Trajectory
+from ...inversion import correction_for
+from ..run.sampling import ReplaySampler, clean_rows, run_inversion
+from ..text.prompts import Conditioning
+from .editing import replay
+
+
+def invert_latent(
+    model: Any,
+    latent: dict[str, Any],
+    source: Conditioning,
+    steps: int,
+    end: str,
+    inverter: Inverter,
+    check: bool,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
+) -> tuple[Trajectory, float, str]:
+    """The trajectory of a LATENT, its reconstruction PSNR in latent space (dB, at the inversion's
+    cfg; 0 unchecked), a report."""
+    trajectory, residuals = run_inversion(
+        model, latent, source, steps, end, inverter, negative, cfg
+    )
+    shape = "x".join(map(str, trajectory.latents.shape[1:]))
+    report = f"{steps} steps, {inverter.name}, latent {shape}{_residual(residuals)}"
+    if not check:
+        return trajectory, 0.0, f"{report}, reconstruction not checked"
+    back = replay(model, trajectory, source, negative)
+    psnr = latent_psnr(model.model.process_latent_in(back), trajectory.latents[0])
+    return trajectory, psnr, f"{report}, comes back at {psnr:.1f} dB in latent space"
+
+
+def _residual(residuals: list[torch.Tensor]) -> str:
+    if not residuals:
+        return ""
+    worst = torch.stack(residuals).amax(1)
+    return (
+        f", residual {float(worst.mean()):.1e} (largest {float(worst.max()):.1e}, step "
+        f"{int(worst.argmax()) + 1})"
+    )
+
+
+def with_correction(trajectory: Trajectory, correction: Correction) -> Trajectory:
+    """The inversion with a correction of its own, which edit nodes set to `auto` follow."""
+    correction.check(trajectory)
+    return dataclasses.replace(trajectory, correction=correction)
+
+
+class TrajectoryNoise:
+    """ComfyUI's NOISE: what a stock sampler adds to the latent so that it starts from the
+    inversion's noise."""
+
+    seed = 0
+
+    def __init__(self, model: Any, trajectory: Trajectory) -> None:
+        self.model = model
+        self.trajectory = trajectory
+
+    def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
+        samples = latent["samples"]
+        self.trajectory.check_matches(samples[: self.trajectory.batch], "Inversion Parts noise")
+        sigma = float(self.trajectory.sigmas[-1])
+        rows = len(samples) // self.trajectory.batch
+        end = torch.cat([self.trajectory.noise] * rows) * (1.0 + sigma**2) ** 0.5
+        start = self.model.model.process_latent_in(samples) if samples.count_nonzero() else samples
+        return (end - start.to(end)) / sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionParts:
+    """An inversion as SAMPLER, SIGMAS, NOISE and LATENT."""
+
+    sampler: ReplaySampler
+    sigmas: torch.Tensor
+    noise: TrajectoryNoise
+    latent: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(
+        cls, model: Any, trajectory: Trajectory, correction: str, targets: int = 1
+    ) -> InversionParts:
+        """The parts under a correction method's name, for a number of target prompts."""
+        return cls(
+            ReplaySampler(trajectory, correction_for(trajectory, correction)),
+            trajectory.descending,
+            TrajectoryNoise(model, trajectory),
+            {"samples": clean_rows(model, trajectory, targets)},
+        )

@@ -1,0 +1,176 @@
+"""What runs have left to show: the masks of local blends, and heat maps of words over pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ...attention import AttentionMaps, LocalBlend
+from ...core.errors import PivotError
+from ...core.maps import resize
+from ...core.words import Prompt, bare, phrases
+from ...show.grids import labelled_grid, overlay
+from ..run.runs import controllers_of
+from ..text.prompts import read_prompt
+
+PIXELS = 8
+"""Pixels to one latent position, along one side."""
+
+
+def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
+    """MASK [rows, H, W] that local blends have last used for these samples; ones for rows without a
+    blend.
+
+    Its edges are a latent's cell wide, so that what is pasted by it shows no steps
+    (docs/BENCHMARKS.md).
+    """
+    size = (samples.shape[-2] * PIXELS, samples.shape[-1] * PIXELS)
+    masks = torch.ones(len(samples), *size)
+    for blend in _all(model, LocalBlend):
+        for index, sample in enumerate(samples):
+            mask = blend.results.get(sample)
+            if mask is not None:
+                masks[index] *= resize(mask.float(), size, "bilinear")
+    return masks
+
+
+def check_blended(model: Any, samples: torch.Tensor) -> torch.Tensor:
+    """As `blend_mask`; PivotError if no local blend of this model has made these samples."""
+    blends = _all(model, LocalBlend)
+    if not any(blend.results.get(sample) is not None for blend in blends for sample in samples):
+        raise PivotError(
+            "samples that this model's local blend has made",
+            "a model without Local Blend" if not blends else "samples of another run",
+            "Connect the model behind Local Blend, and the latent as the sampler gives it.",
+            "Local Blend Mask",
+        )
+    return blend_mask(model, samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Heat maps over the picture [words, H, W, 3], their grid [1, h, w, 3], masks [words, H, W],
+    and the words."""
+
+    pictures: torch.Tensor
+    grid: torch.Tensor
+    masks: torch.Tensor
+    words: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOptions:
+    """threshold: share of a map's range; blur, grow: pixels, grow negative to shrink."""
+
+    threshold: float = 0.4
+    blur: float = 0.0
+    grow: int = 0
+
+
+def word_heat(
+    model: Any,
+    samples: torch.Tensor,
+    image: torch.Tensor,
+    clip: Any,
+    prompt: str,
+    words: str,
+    options: MaskOptions,
+) -> Shown:
+    """Heat maps of a prompt's words over the picture(s) that its sampling gave.
+
+    image: [B, H, W, 3], one for each of the samples (or one for all); words: a list, empty for
+    every word.
+    """
+    read = read_prompt(clip, prompt)
+    chosen = _chosen(read, words)
+    heats = torch.cat([_heats(_recorded(model, sample), read, chosen) for sample in samples])
+    if len(image) not in (1, len(samples)):
+        raise PivotError(
+            f"{len(samples)} pictures, one for each latent, or one for all",
+            f"{len(image)}",
+            "Connect these samples decoded.",
+            "Attention Maps",
+        )
+    size = (image.shape[1], image.shape[2])
+    heats = torch.stack([resize(heat, size, "bilinear") for heat in heats])
+    pictures = image[..., :3].expand(len(samples), -1, -1, -1).repeat_interleave(len(chosen), 0)
+    shown = torch.stack([overlay(*pair) for pair in zip(pictures, heats, strict=True)])
+    masks = torch.stack([to_mask(heat, options) for heat in heats])
+    return Shown(
+        shown, labelled_grid(shown, [bare(word) for word in chosen] * len(samples)), masks, chosen
+    )
+
+
+def _chosen(prompt: Prompt, words: str) -> list[str]:
+    return phrases(words) or list(
+        dict.fromkeys(word.text for word in prompt.words if bare(word.text))
+    )
+
+
+def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor:
+    """[words, h, w] from 0 to 1 of recorded maps [h, w, columns]; repeats of a short text are
+    summed."""
+    length = len(prompt.tokens)
+    if maps.shape[-1] % length:
+        raise PivotError(
+            "the prompt that was sampled with",
+            f"one of {length} columns, where {maps.shape[-1]} were recorded",
+            "Give this node the text that was encoded for the sampler.",
+            "Attention Maps",
+        )
+    folded = maps.unflatten(-1, (-1, length)).sum(-2)
+    heats = torch.stack([folded[..., list(prompt.find(word))].mean(-1) for word in words])
+    low, high = heats.amin((1, 2), True), heats.amax((1, 2), True)
+    return (heats - low) / (high - low).clamp(min=1e-12)
+
+
+def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:
+    recorders = _all(model, AttentionMaps)
+    for recorder in recorders:
+        found = recorder.results.get(sample)
+        if found is not None:
+            return found
+    raise PivotError(
+        "samples that a recorded model has made",
+        "samples of another run" if recorders else "a model without Record Attention",
+        "Connect the model behind Record Attention to the sampler and to this node, and the "
+        "latent as the sampler "
+        "gives it. Where ComfyUI has forgotten the model since, sample again with another seed.",
+        "Attention Maps",
+    )
+
+
+def _all(model: Any, kind: type) -> list[Any]:
+    return [one for one in controllers_of(model.model_options) if isinstance(one, kind)]
+
+
+def to_mask(heat: torch.Tensor, options: MaskOptions) -> torch.Tensor:
+    """MASK [H, W] of a heat map: above the threshold, grown (or shrunk), then blurred."""
+    mask = (heat >= options.threshold).float()[None, None]
+    if options.grow:
+        mask = (
+            _grown(mask, options.grow)
+            if options.grow > 0
+            else 1.0 - _grown(1.0 - mask, -options.grow)
+        )
+    return _blurred(mask, options.blur)[0, 0]
+
+
+def _grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Widened by a square, one side after the other."""
+    for size in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
+        mask = torch.nn.functional.max_pool2d(mask, size, 1, (size[0] // 2, size[1] // 2))
+    return mask
+
+
+def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:
+    if sigma <= 0.0:
+        return mask
+    reach = max(1, round(3 * sigma))
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2).to(mask)
+    line = line / line.sum()
+    padded = torch.nn.functional.pad(mask, (reach, reach, reach, reach), mode="replicate")
+    across = torch.nn.functional.conv2d(padded, line.view(1, 1, 1, -1))
+    return torch.nn.functional.conv2d(across, line.view(1, 1, -1, 1)).clamp(0.0, 1.0)

@@ -1,0 +1,103 @@
+"""How good an inversion is, measured: replayed for its own prompt, decoded, and put into words."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ...core.errors import PivotError
+from ...core.quality import (
+    NoiseFigures,
+    Quality,
+    drift,
+    psnr,
+    verdict,
+)
+from ...core.trajectory import Trajectory
+from ...show.plots import line_plot
+from ..run.sampling import check_uncontrolled, clean_rows, run_edit
+from ..text.prompts import Conditioning
+from .editing import edit_guider
+from .masks import PIXELS
+from .pictures import decode
+
+WHERE = "Inversion Report"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """reconstruction: IMAGE [B, H, W, 3]; plot: IMAGE [1, h, w, 3] of the distance to the inversion
+    after every step;
+    quality: the figures; text: figures and verdict, one to a line."""
+
+    reconstruction: torch.Tensor
+    plot: torch.Tensor
+    quality: Quality
+    text: str
+
+
+def report(
+    model: Any,
+    vae: Any,
+    image: torch.Tensor,
+    trajectory: Trajectory,
+    source: Conditioning,
+    negative: Conditioning,
+    cfg: float,
+    correction: str,
+) -> Report:
+    """Replays an inversion with the source prompt as its own target: what comes back, and what an
+    edit would move where no word changes. Raises PivotError for a model behind control nodes and
+    for a picture of another size."""
+    check_uncontrolled(model, WHERE)
+    picture = as_encoded(image, trajectory)
+    guider = edit_guider(model, trajectory, source, source, negative, cfg, correction)
+    replayed: list[torch.Tensor] = []
+    result = run_edit(
+        guider, trajectory, guider.correction, lambda x: replayed.append(x.float().cpu())
+    )
+    rows = [result.reconstructed, clean_rows(model, trajectory, 0).to(result.edited), result.edited]
+    pictures = decode(vae, {"samples": torch.cat(rows)}).split(trajectory.batch)
+    figures = [psnr(each.to(picture), picture) for each in pictures]
+    quality = Quality(*figures, NoiseFigures.of(trajectory.noise))
+    made = f"{trajectory.steps} steps, {trajectory.method}, {guider.correction.name}, cfg {cfg:g}"
+    text = [_figures(quality, made), *verdict(quality, trajectory, guider.correction, cfg)]
+    return Report(pictures[0], _plot(replayed, trajectory, made), quality, "\n".join(text))
+
+
+def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+    """The part [B, H, W, 3] of an IMAGE that VAE Encode has encoded: its middle, in whole latent
+    positions."""
+    sizes = [PIXELS * size for size in trajectory.latents.shape[-2:]]
+    spare = [have - want for have, want in zip(image.shape[1:3], sizes, strict=True)]
+    if len(image) != trajectory.batch or not all(0 <= each < PIXELS for each in spare):
+        raise PivotError(
+            f"the picture that was inverted, {trajectory.batch} of {sizes[1]}x{sizes[0]}",
+            f"{len(image)} of {image.shape[2]}x{image.shape[1]}",
+            "Connect the image that went into VAE Encode.",
+            WHERE,
+        )
+    top, left = (each // 2 for each in spare)
+    return image[:, top : top + sizes[0], left : left + sizes[1], :3]
+
+
+def _figures(quality: Quality, made: str) -> str:
+    return (
+        f"reconstruction {quality.psnr:.1f} dB, autoencoder alone {quality.ceiling:.1f} dB, an "
+        "edit with the same "
+        f"words {quality.unchanged:.1f} dB ({made})\nnoise: {quality.noise}"
+    )
+
+
+def _plot(replayed: list[torch.Tensor], trajectory: Trajectory, made: str) -> torch.Tensor:
+    back, edited = zip(*(rows.split(trajectory.batch) for rows in replayed), strict=True)
+    series = {
+        "reconstruction": drift(back, trajectory),
+        "an edit with the same words": drift(edited, trajectory),
+    }
+    named = {name if any(values) else f"{name} (exact)": values for name, values in series.items()}
+    return line_plot(
+        named, f"Distance to the inversion: {made}", "step", "mean squared error", log=True
+    )

@@ -1,0 +1,1 @@
+"""Prompts through the host's text encoder, and conditioning made of them."""

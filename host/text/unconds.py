@@ -1,0 +1,111 @@
+"""What unconditional rows read under a correction: conditioning made once, and at every step the
+right one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ...core.attention import Place
+from ...core.correction import Correction, Uncond
+from ...core.trajectory import Trajectory
+from .conditioning import (
+    between,
+    equal_lengths,
+    stack_rows,
+    text_of,
+    with_text,
+)
+from .prompts import Conditioning
+
+Conds = dict[str, list[dict[str, Any]]]
+WHERE = "Edit Guider"
+_BOTH = f"{WHERE}, the source and the negative prompt as its unconditional rows"
+
+
+class Unconds:
+    """The unconditional conditioning of [source; target 0; target 1; ...] rows at every step."""
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        correction: Correction,
+        source: Conditioning,
+        negative: Conditioning,
+        targets: int,
+    ) -> None:
+        self.trajectory, self.correction, self.targets = trajectory, correction, targets
+        self.made: dict[str, Conditioning] = {}
+        texts = {"source": source, "negative": negative}
+        for step in range(trajectory.steps):
+            first, rest = (_plain(one) for one in self.pair(Place(step, trajectory.steps, 0.0)))
+            for one in (first, rest):
+                if _name(one) not in self.made:
+                    base = texts[one.base]
+                    self.made[_name(one)] = (
+                        between(base, negative, one.mix, _BOTH) if one.mix else base
+                    )
+            if first != rest:
+                self._stack(first, rest)
+
+    def pair(self, place: Place) -> tuple[Uncond, Uncond]:
+        """What source and target rows read at a step."""
+        return self.correction.uncond("source", place), self.correction.uncond("target", place)
+
+    def at(self, conds: Conds, place: Place, rows: slice) -> list[dict[str, Any]]:
+        """The processed conds of a slice of the rows, out of all that were processed from
+        `made`."""
+        batch = self.trajectory.batch
+        source, target = self.pair(place)
+        reads = [source if row < batch else target for row in range(rows.start, rows.stop)]
+        names = {_name(_plain(one)) for one in reads}
+        name = names.pop() if len(names) == 1 else _both(_plain(source), _plain(target))
+        chosen = conds[name]
+        return (
+            with_text(chosen, self._texts(chosen, reads, rows, place))
+            if any(one.null for one in reads)
+            else chosen
+        )
+
+    def _texts(self, chosen: Any, reads: list[Uncond], rows: slice, place: Place) -> torch.Tensor:
+        """Optimised embeddings of the step where a row reads them, its own text elsewhere."""
+        nulls = self.trajectory.nulls[place.step]  # type: ignore[index]  # the correction has checked
+        text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
+        text = text.expand(len(reads), -1, -1)
+        pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]
+        return torch.stack(
+            [
+                nulls[picture] if one.null else own
+                for one, picture, own in zip(reads, pictures, text, strict=True)
+            ]
+        )
+
+    def _stack(self, first: Uncond, rest: Uncond) -> None:
+        """Source rows that read `first` and target rows that read `rest`, in one conditioning."""
+        batch = self.trajectory.batch
+        below = [
+            (text.repeat(self.targets, 1, 1), options) for text, options in self.made[_name(rest)]
+        ]
+        below = [(text, _pooled(options, self.targets)) for text, options in below]
+        if _both(first, rest) not in self.made:
+            self.made[_both(first, rest)] = stack_rows(self.made[_name(first)], below, batch, _BOTH)
+
+
+def _pooled(options: dict[str, Any], times: int) -> dict[str, Any]:
+    pooled = options.get("pooled_output")
+    return options if pooled is None else {**options, "pooled_output": pooled.repeat(times, 1)}
+
+
+def _plain(one: Uncond) -> Uncond:
+    return dataclasses.replace(one, null=False)
+
+
+def _name(one: Uncond) -> str:
+    """The plain negative prompt has the name under which the host's own guider holds it."""
+    return f"{one.base} {one.mix:g}" if one.mix else one.base
+
+
+def _both(first: Uncond, rest: Uncond) -> str:
+    return f"{_name(first)}, {_name(rest)}"

@@ -1,0 +1,1 @@
+"""What is drawn: plots, grids, overlays. Torch and Pillow; never ComfyUI."""
