@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import (
+from ..core.control import (
     Attend,
     AttentionCall,
     Controller,

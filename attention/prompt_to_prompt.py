@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..core.attention import (
+from ..core.control import (
     Attend,
     AttentionCall,
     Controller,

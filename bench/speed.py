@@ -139,7 +139,7 @@ def build(setting: Setting) -> Any:
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
 
-class SameRows(part("core.attention").Controller):  # type: ignore[misc]
+class SameRows(part("core.control").Controller):  # type: ignore[misc]
     """Has the guider run the source's rows and edits nothing: the plain step of as many rows."""
 
     def __init__(self, read: str) -> None:
@@ -333,7 +333,7 @@ def kinds_of_step() -> dict[int, int]:
     """The first step of each kind, by which windows are open, and how many there are of it."""
     controller, place = (
         part("attention").PromptToPrompt((alignment("replace"),)),
-        part("core.attention").Place,
+        part("core.control").Place,
     )
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for step in range(STEPS):

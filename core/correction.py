@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from .attention import Branch, Place
+from .control import Branch, Place
 
 if TYPE_CHECKING:
     from .trajectory import Trajectory

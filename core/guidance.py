@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from .attention import Place
+from .control import Place
 from .trajectory import Trajectory
 
 

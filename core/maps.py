@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .attention import AttentionCall, Branch, Row
+from .control import AttentionCall, Branch, Row
 
 Columns = tuple[int, ...]
 Groups = dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .attention import Place
+from .control import Place
 from .correction import SOURCE, Correction
 from .trajectory import Trajectory
 

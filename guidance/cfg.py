@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Place
+from ..core.control import Place
 from ..core.guidance import Guidance, Guided
 
 

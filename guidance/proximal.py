@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from ..core.attention import Place, check_window, window_open
+from ..core.control import Place, check_window, window_open
 from ..core.errors import PivotError, check_fraction
 from ..core.guidance import Guidance, Guided
 from ..core.trajectory import Trajectory

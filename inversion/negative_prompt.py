@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from ..core.attention import Branch, Place
+from ..core.control import Branch, Place
 from ..core.correction import (
     NEGATIVE,
     SOURCE,

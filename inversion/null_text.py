@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from ..core.attention import Branch, Place
+from ..core.control import Branch, Place
 from ..core.correction import NEGATIVE, Correction, Uncond
 from ..core.errors import PivotError, check_finite
 from ..core.schedule import ddim_step, to_exploding

@@ -8,7 +8,7 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from ...core.attention import (
+from ...core.control import (
     Branch,
     Place,
     Reads,

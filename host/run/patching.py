@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...core.attention import (
+from ...core.control import (
     Attend,
     AttentionCall,
     Controller,

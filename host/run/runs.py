@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...core.attention import Controller, Place, Row
+from ...core.control import Controller, Place, Row
 from ...core.errors import PivotError
 from ..text.conditioning import MARK
 

@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from ...core.attention import Place
+from ...core.control import Place
 from ...core.correction import Correction
 from ...core.errors import PivotError, check_finite
 from ...core.inverter import Inverter, Step, invert

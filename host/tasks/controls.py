@@ -15,7 +15,7 @@ from ...attention import (
 )
 from ...attention.local_blend import BlendWords
 from ...attention.masactrl import AutoMask, decoder_layers
-from ...core.attention import Branch, check_window
+from ...core.control import Branch, check_window
 from ...core.errors import PivotError
 from ...core.layers import Layer, select_layers
 from ...core.maps import Columns, Groups

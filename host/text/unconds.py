@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.attention import Place
+from ...core.control import Place
 from ...core.correction import Correction, Uncond
 from ...core.trajectory import Trajectory
 from .conditioning import (

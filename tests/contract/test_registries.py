@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pivot_edit.attention import CONTROLLERS
-from pivot_edit.core.attention import Controller, Place
+from pivot_edit.core.control import Controller, Place
 from pivot_edit.core.correction import Correction
 from pivot_edit.core.guidance import Guidance
 from pivot_edit.core.inverter import Inverter

@@ -12,7 +12,7 @@ import unets
 from pivot_edit.attention import AttentionMaps, LocalBlend, MasaCtrl, PromptToPrompt
 from pivot_edit.attention.local_blend import BlendWords
 from pivot_edit.attention.masactrl import AutoMask, decoder_layers
-from pivot_edit.core.attention import Place
+from pivot_edit.core.control import Place
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import select_layers
 from pivot_edit.host.model.layers import block_layers, layers_of, scales_of

@@ -11,7 +11,7 @@ import torch
 
 import unets
 from pivot_edit.attention import PromptToPrompt
-from pivot_edit.core.attention import Controller
+from pivot_edit.core.control import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
 from pivot_edit.host.run import sampling

@@ -12,7 +12,7 @@ from bench.memory import MemoryHook, attention_maps
 from bench.speed import SameRows
 from pivot_edit.attention import MasaCtrl, PromptToPrompt
 from pivot_edit.attention.masactrl import decoder_layers
-from pivot_edit.core.attention import Controller
+from pivot_edit.core.control import Controller
 from pivot_edit.host.model.layers import layers_of
 from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.run.sampling import run_edit

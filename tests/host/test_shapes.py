@@ -10,7 +10,7 @@ import torch
 
 import unets
 from pivot_edit.attention import PromptToPrompt
-from pivot_edit.core.attention import Row
+from pivot_edit.core.control import Row
 from pivot_edit.host.run.patching import add_controller, with_rows
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from reference import fused, noise
 
-from pivot_edit.core.attention import AttentionCall, Controller, Kind, Place, Row, Site
+from pivot_edit.core.control import AttentionCall, Controller, Kind, Place, Row, Site
 from pivot_edit.core.layers import Layer, Stage
 
 OPEN = Place(step=0, steps=50, sigma=13.0)

@@ -356,7 +356,11 @@ def test_a_picture_is_uploaded_once() -> None:
 def test_the_packs_mark_is_of_all_its_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"bench", "tests", "tools"}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {
+        "bench",
+        "tests",
+        "tools",
+    }
     assert packages == set(PARTS)
     monkeypatch.setattr(pack, "ROOT", tmp_path)
     files = [tmp_path / "__init__.py", *(tmp_path / name / "part.py" for name in PARTS)]

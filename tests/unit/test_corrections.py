@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import few, gaussian, noise, sd_sigmas
 
-from pivot_edit.core.attention import Place
+from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE, SOURCE, Correction, Uncond
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import invert

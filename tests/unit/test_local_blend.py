@@ -15,7 +15,7 @@ from reference import few, noise, probabilities
 
 from pivot_edit.attention.local_blend import BlendState, BlendWords, LocalBlend, blend
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
-from pivot_edit.core.attention import AttentionCall, Place, Row
+from pivot_edit.core.control import AttentionCall, Place, Row
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import Layer
 from pivot_edit.core.maps import Columns

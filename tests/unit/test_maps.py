@@ -14,7 +14,7 @@ from reference import few, noise, probabilities
 
 from pivot_edit.attention.attention_maps import AttentionMaps
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
-from pivot_edit.core.attention import AttentionCall, Branch, Place, Row
+from pivot_edit.core.control import AttentionCall, Branch, Place, Row
 from pivot_edit.core.layers import Layer
 from pivot_edit.core.maps import (
     Columns,

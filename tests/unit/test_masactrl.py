@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from reference import attention, few, join_heads, noise, probabilities, split_heads, times_v
 
 from pivot_edit.attention.masactrl import AutoMask, MasaCtrl, decoder_layers
-from pivot_edit.core.attention import AttentionCall, Place, Row
+from pivot_edit.core.control import AttentionCall, Place, Row
 from pivot_edit.core.layers import Layer
 from pivot_edit.core.maps import Groups, MapSum, StepMaps
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from reference import abar_of, noise, sd_sigmas, vp_step
 
-from pivot_edit.core.attention import Place
+from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import invert

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reference import attention, few, fused, generator, probabilities, prompt, times_v
 
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
-from pivot_edit.core.attention import AttentionCall, Kind, Place, Row
+from pivot_edit.core.control import AttentionCall, Kind, Place, Row
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import (
     Alignment,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import abar_of, convolution, denoiser, few, noise, sd_abar, sd_sigmas
 
-from pivot_edit.core.attention import Place, window_open
+from pivot_edit.core.control import Place, window_open
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance, Guided
 from pivot_edit.core.inverter import invert
