@@ -175,7 +175,7 @@ class Pictures:
         text, seen = self.texts[i], []
         make, run = part("host.tasks.editing").edit_guider, part("host.run.sampling").run_edit
         guider = make(self.bench.model, pivot, text, text, self.empty, cfg, method.correction)
-        result = run(guider, pivot, guider.correction, lambda x: seen.append(x[:1].float().cpu()))
+        result = run(guider, lambda x: seen.append(x[:1].float().cpu()))
         return torch.stack(seen), result.reconstructed.cpu()
 
     def _together(
@@ -186,7 +186,7 @@ class Pictures:
         import comfy.samplers
 
         model, seen = self.bench.model, []
-        correction = part("inversion").correction_named(method.correction)
+        correction = method.correction if method.correction == "direct" else "none"
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(
             self.together, self.together if method.correction == "negative_prompt" else self.empty
@@ -195,7 +195,7 @@ class Pictures:
         samples = guider.sample(
             torch.zeros_like(self.latent["samples"]),
             self.latent["samples"],
-            part("host.run.sampling").ReplaySampler(pivot, correction),
+            part("host.run.replay").ReplaySampler(pivot, correction),
             pivot.descending,
             callback=lambda i, denoised, x, steps: seen.append(x.float().cpu()),
             seed=0,

@@ -180,7 +180,7 @@ class Bed:
         self.setting = setting
         self.model = build(setting)
         models = part("host.model.checks")
-        sigmas = part("core.schedule").level_table(models.trained_sigmas(self.model), STEPS)
+        sigmas = part("core.path").VP.levels(models.trained_sigmas(self.model), STEPS)
         self.texts = {
             name: self._text(seed) for seed, name in enumerate(("source", "target", "negative"))
         }
@@ -232,7 +232,7 @@ class Bed:
             found.append(how(lambda: model_wrap(x, sigmas[step].expand(len(x)), **extra_args)))
             return x
 
-        sampler = part("host.run.sampling").ReplaySampler(self.trajectory, None)
+        sampler = part("host.run.replay").ReplaySampler(self.trajectory)
         sampler.sample = sample
         noise = torch.randn(2, 4, self.setting.side, self.setting.side)
         guider.sample(noise, noise, sampler, self.trajectory.descending, disable_pbar=True, seed=0)
@@ -563,7 +563,7 @@ def rows_per_step() -> float:
     guider = part("host.tasks.editing").edit_guider(
         patched, pivot, **texts, cfg=CFG, correction="direct"
     )
-    return part("host.run.sampling").run_edit(guider, pivot, guider.correction).rows_per_step
+    return part("host.run.sampling").run_edit(guider).rows_per_step
 
 
 def sd15_figures(setting: Setting) -> list[Figure]:

@@ -1,28 +1,39 @@
-"""One attention call of the UNet as a controller sees it, and what a controller is."""
+"""What a controller sees of a network's call, and what a controller is."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from .errors import PivotError
 from .layers import Layer
 
-Kind = Literal["self", "cross"]
+Kind = Literal["self", "cross", "resnet", "block"]
+"""What happens at a site: self- or cross-attention; the hidden state of a residual block, before
+its skip is added; the output of a whole block of the UNet."""
 Branch = Literal["source", "target"]
 Reads = Literal["nothing", "cond", "both"]
-Fused = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Probe = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Fused(Protocol):
+    """The host's own fast attention, for terms in addition to the chain's."""
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """q, k, v [rows, tokens, heads * dim_head]; bias added to the logits, the same for all
+        heads: [rows or 1, queries or 1, keys]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a call happens. kind: self | cross; height, width: of its query tokens; latent: the
-    latent's (height, width)."""
+    """Where a call happens: `layer.name` is its name. height, width: of its tokens or features;
+    latent: the latent's (height, width)."""
 
     kind: Kind
     layer: Layer
@@ -43,14 +54,19 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a batch row is. source: the row of the same batch that holds its source, if any; target:
-    which of the edits it belongs to; picture: which of the pictures."""
+    """What a batch row is.
+
+    source: the row of the same batch that holds its source, if any; target: which of the edits it
+    belongs to; picture: which of the pictures; chunk: which text of the call it runs under. Rows of
+    one chunk are peers: the pictures of one batch.
+    """
 
     branch: Branch
     cond: bool
     source: int | None = None
     target: int = 0
     picture: int = 0
+    chunk: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +74,12 @@ class AttentionCall:
     """q, k, v after their projections, [rows, tokens, heads * dim_head], and everything around
     them.
 
-    fused(q, k, v) is the host's own fast attention for terms in addition to the chain's; it may be
-    given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
-    gives for other values, every controller's edit included and other packs' patches
-    left out: with one-hot values, the maps of words. It is None inside a probe.
+    A controller may keep q, k, v beyond the call, and may hand other ones on, with other numbers of
+    keys; it never writes into them. fused(q, k, v, bias) is the host's own fast attention: it may
+    be given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
+    gives for other values, every controller's edit included and other packs' patches left out: with
+    one-hot values, the maps of words. It is None inside a probe, and where the call sees a part of
+    the picture only.
     """
 
     q: torch.Tensor
@@ -79,21 +97,40 @@ class AttentionCall:
         return dataclasses.replace(self, q=q, k=k, v=v)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureCall:
+    """Features x [rows, C, h, w] of a block, which a controller may keep but never writes into."""
+
+    x: torch.Tensor
+    site: Site
+    place: Place
+    rows: tuple[Row, ...]
+
+    def replace(self, x: torch.Tensor) -> FeatureCall:
+        """The same call with other features."""
+        return dataclasses.replace(self, x=x)
+
+
 Attend = Callable[[AttentionCall], torch.Tensor]
+Proceed = Callable[[FeatureCall], torch.Tensor]
 
 
 class Controller(abc.ABC):
-    """A frozen set of options that edits or reads attention calls.
+    """A frozen set of options that edits or reads attention calls or features.
 
-    Controllers chain: the first of a list sees the call first, and `attend` runs the rest of the
-    chain, then other packs' patches, then the host's attention. What a controller remembers during
-    a run is in the `state` that `begin` made for that run; it is dropped with the run.
+    Controllers chain: the first of a list sees a call first. Its `attend` (or `proceed`) runs the
+    rest of the chain, then other packs' patches, then the host's attention. What a controller
+    remembers during a run is in the `state` that `begin` made for it; it is dropped with the run.
     """
 
     title: ClassVar[str]
     """What its node is called."""
     needs_source: ClassVar[bool] = True
     """Whether it edits targets by their source, and so cannot run where there is no source."""
+    same_noise: ClassVar[bool] = True
+    """Whether a generated target must start from its source's noise."""
+    deterministic: ClassVar[bool] = True
+    """Whether samplers that add noise of their own to every row would part target and source."""
     sets_latents: ClassVar[bool] = False
     """Whether `after_step` does anything."""
 
@@ -117,15 +154,20 @@ class Controller(abc.ABC):
     def reads(self, place: Place) -> Reads:
         """Which source rows this controller needs in the UNet call now; where none, they may not be
         run."""
-        return "cond" if self.wants("self", place) or self.wants("cross", place) else "nothing"
+        kinds: tuple[Kind, ...] = ("self", "cross", "resnet", "block")
+        return "cond" if any(self.wants(kind, place) for kind in kinds) else "nothing"
 
     def begin(self) -> Any:
         """Fresh state for one run."""
         return None
 
-    @abc.abstractmethod
     def __call__(self, call: AttentionCall, attend: Attend, state: Any) -> torch.Tensor:
         """The attention output, [rows, tokens, heads * dim_head]."""
+        return attend(call)
+
+    def feature(self, call: FeatureCall, proceed: Proceed, state: Any) -> torch.Tensor:
+        """The features, [rows, C, h, w], that the network goes on with."""
+        return proceed(call)
 
     def after_step(
         self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: Any
@@ -152,6 +194,14 @@ def all_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
         for index, row in enumerate(rows)
         if row.branch == "target" and row.source is not None
     ]
+
+
+def peers(rows: tuple[Row, ...]) -> list[list[int]]:
+    """The rows of each chunk of a call, in their order."""
+    chunks: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        chunks.setdefault(row.chunk, []).append(index)
+    return list(chunks.values())
 
 
 def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:

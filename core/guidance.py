@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 
 from .control import Place
-from .trajectory import Trajectory
+from .stepper import Moment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guided:
-    """What a rule made of a step. delta: what cfg multiplies, of the shape of the difference that
+    """What a rule makes of a step. delta: what cfg multiplies, of the shape of the difference that
     came; edit: 1 where the step edits, 0 where it should keep the source, or None."""
 
     delta: torch.Tensor
@@ -37,18 +37,20 @@ class Guidance(abc.ABC):
         """The cfg of source rows; None: the targets'."""
         return None
 
+    def scale(self, cfg: float, place: Place) -> float:
+        """The targets' cfg at a place."""
+        return cfg
+
     @abc.abstractmethod
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         """What becomes of delta = eps_c - eps_u [(1 + n) * batch, C, H, W]."""
 
+    def limit(self, denoised: torch.Tensor, now: Moment) -> torch.Tensor:
+        """What becomes of the guided x0 of all rows, before the step."""
+        return denoised
+
     def after_step(
-        self,
-        x: torch.Tensor,
-        denoised: torch.Tensor,
-        guided: Guided,
-        trajectory: Trajectory,
-        index: int,
+        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, now: Moment
     ) -> torch.Tensor:
-        """The latents after the step that ends at level `index`; x is what DDIM made of them,
-        variance-preserving; denoised is x0 of the step."""
+        """The latents after a step; x is what the step rule made of them; denoised is x0 of it."""
         return x

@@ -33,6 +33,7 @@ class Trajectory:
     guidance: float = 1.0
     nulls: torch.Tensor | None = None
     correction: Correction | None = None
+    path: str = "vp"
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 5 or len(self.latents) != len(self.sigmas):

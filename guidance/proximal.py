@@ -18,7 +18,7 @@ import torch
 from ..core.control import Place, check_window, window_open
 from ..core.errors import PivotError, check_fraction
 from ..core.guidance import Guidance, Guided
-from ..core.trajectory import Trajectory
+from ..core.stepper import Moment
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """prox(delta, threshold), both broadcast."""
@@ -135,20 +135,16 @@ class Proximal(Guidance):
         return found[:, None, None, None]
 
     def after_step(
-        self,
-        x: torch.Tensor,
-        denoised: torch.Tensor,
-        guided: Guided,
-        trajectory: Trajectory,
-        index: int,
+        self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, now: Moment
     ) -> torch.Tensor:
         if guided.edit is None:
             return x
-        keep, rows = 1.0 - guided.edit, len(x) // trajectory.batch
-        pivot, picture = (torch.cat([trajectory.latents[i]] * rows).to(x) for i in (index, 0))
+        pivots, rows = now.trajectory, len(x) // now.trajectory.batch
+        keep = 1.0 - guided.edit
+        pivot, picture = (torch.cat([pivots.latents[i]] * rows).to(x) for i in (now.lower, 0))
         if self.reconstruction_rate:
-            alpha = 1.0 / math.sqrt(1.0 + float(trajectory.sigmas[index]) ** 2)
-            x = x - alpha * self.reconstruction_rate * (denoised - picture) * keep
+            signal = now.path.signal(now.sigma_next)
+            x = x - signal * self.reconstruction_rate * (denoised - picture) * keep
         if self.inversion_rate:
             x = torch.where(
                 keep * self.inversion_rate == 1.0,

@@ -8,8 +8,9 @@ from typing import Any
 from ..core.correction import Correction
 from ..core.errors import PivotError
 from ..core.inverter import Inverter
+from ..core.stepper import StepRule
 from ..core.trajectory import Trajectory
-from .ddim import Ddim, Uncorrected
+from .ddim import Ddim, DdimStep, Uncorrected
 from .direct import Direct
 from .fixed_point import FixedPoint
 from .negative_prompt import NegativePrompt
@@ -19,6 +20,7 @@ INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, Fixed
 CORRECTIONS: dict[str, type[Correction]] = {
     kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)
 }
+RULES: dict[str, type[StepRule]] = {kind.name: kind for kind in (DdimStep,)}
 AUTO = "auto"
 
 
@@ -56,3 +58,8 @@ def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
     chosen = own if own and own.name == name else correction_named(name)
     chosen.check(trajectory)
     return chosen
+
+
+def rule_for(trajectory: Trajectory) -> StepRule:
+    """The step rule that an inversion is replayed by: plain DDIM unless it says another."""
+    return DdimStep()

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..core.correction import Correction
 from ..core.errors import PivotError
-from ..core.inverter import Inverter, Step
-from ..core.schedule import Denoise, ddim_step, predict_eps
+from ..core.inverter import Inverter, Move, Step
+from ..core.path import Denoise
+from ..core.stepper import Moment, StepRule
 from ..core.trajectory import Trajectory
 
 EVALUATIONS = ("reference", "naive")
@@ -38,10 +39,25 @@ class Ddim(Inverter):
                 "Choose one of them.",
             )
 
-    def step(self, denoise: Denoise, x: torch.Tensor, lower: float, upper: float) -> Step:
-        at = upper if self.evaluation == "reference" or lower == 0.0 else lower
-        eps = predict_eps(denoise, x, at)
-        return Step(ddim_step(x, eps, lower, upper), x * (1.0 + at * at) ** 0.5 - at * eps)
+    def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
+        reference = self.evaluation == "reference" or move.lower == 0.0
+        at, path = move.upper if reference else move.lower, move.path
+        eps = path.predict_eps(denoise, x, at)
+        return Step(path.step(x, eps, move.lower, move.upper), path.denoised(x, eps, at))
+
+
+@dataclasses.dataclass(frozen=True)
+class DdimStep(StepRule):
+    """The deterministic step of DDIM, which in the host's space is Euler's."""
+
+    name: ClassVar[str] = "ddim"
+    label: ClassVar[str] = "deterministic, the mathematics of the inversion"
+
+    def step(
+        self, x: torch.Tensor, denoised: torch.Tensor, now: Moment, state: Any
+    ) -> torch.Tensor:
+        eps = now.path.eps(x, denoised, now.sigma)
+        return now.path.step(x, eps, now.sigma, now.sigma_next)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,13 @@ takes x_{t-1} back with the prediction at x itself. DDIM inversion is its first 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..core.errors import PivotError
-from ..core.inverter import Inverter, Step
-from ..core.schedule import Denoise, ddim_step, predict_eps
+from ..core.inverter import Inverter, Move, Step
+from ..core.path import Denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,12 @@ class FixedPoint(Inverter):
                 "fixed-point inversion",
             )
 
-    def step(self, denoise: Denoise, x: torch.Tensor, lower: float, upper: float) -> Step:
+    def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
+        path, upper = move.path, move.upper
+
         def onward(guess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            eps = predict_eps(denoise, guess, upper)
-            return ddim_step(x, eps, lower, upper), guess * (
-                1.0 + upper * upper
-            ) ** 0.5 - upper * eps
+            eps = path.predict_eps(denoise, guess, upper)
+            return path.step(x, eps, move.lower, upper), path.denoised(guess, eps, upper)
 
         guess, denoised = onward(x)
         best, kept, residual = (
@@ -63,15 +63,17 @@ class FixedPoint(Inverter):
             image, denoised = onward(guess)
             change = _relative(image - guess, image)
             better = searching & (change < residual)
-            best = torch.where(_wide(better), image, torch.where(_wide(searching), kept, best))
+            best = torch.where(
+                _wide(better, x), image, torch.where(_wide(searching, x), kept, best)
+            )
             kept, residual = (
-                torch.where(_wide(better), guess, kept),
+                torch.where(_wide(better, x), guess, kept),
                 torch.where(better, change, residual),
             )
             searching = better & (change > self.tolerance)
             if not searching.any():
                 break
-            guess = torch.where(_wide(searching), image, guess)
+            guess = torch.where(_wide(searching, x), image, guess)
         return Step(best, denoised, residual if self.iterations else None)
 
 
@@ -80,5 +82,6 @@ def _relative(change: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     return share
 
 
-def _wide(rows: torch.Tensor) -> torch.Tensor:
-    return rows[:, None, None, None]
+def _wide(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One number a picture, to be combined with latents of x's shape."""
+    return rows.view(-1, *[1] * (x.ndim - 1))

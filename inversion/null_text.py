@@ -17,7 +17,7 @@ import torch
 from ..core.control import Branch, Place
 from ..core.correction import NEGATIVE, Correction, Uncond
 from ..core.errors import PivotError, check_finite
-from ..core.schedule import ddim_step, to_exploding
+from ..core.path import VP
 from ..core.trajectory import Trajectory
 
 
@@ -173,11 +173,11 @@ class Problem:
 
     def denoised(self, eps: torch.Tensor) -> torch.Tensor:
         """The x0 of all pictures under it."""
-        return to_exploding(self.x, self.sigma) - self.sigma * self.guided(eps, self.everyone)
+        return VP.denoised(self.x, self.guided(eps, self.everyone), self.sigma)
 
     def landing(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Where that leads."""
-        return ddim_step(self.x[pictures], self.guided(eps, pictures), self.sigma, self.sigma_next)
+        return VP.step(self.x[pictures], self.guided(eps, pictures), self.sigma, self.sigma_next)
 
     def miss(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """By what that misses."""
@@ -213,9 +213,8 @@ class Problem:
         """The way back, from the miss scaled to about 1, by a power of two: half precision does not
         underflow."""
         miss = self.miss(eps.detach(), pictures)
-        slope = (
-            (1.0 - self.cfg) * (self.sigma_next - self.sigma) / (1.0 + self.sigma_next**2) ** 0.5
-        )
+        moved = (1.0 - self.cfg) * (self.sigma_next - self.sigma)
+        slope = moved / VP.scale(self.sigma_next)
         scale = 2.0 ** miss.abs().amax().clamp_min(1e-30).log2().round()
         (back,) = torch.autograd.grad(eps, embedding, miss / scale)
         self.backward_rows[pictures] += 1

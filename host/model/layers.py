@@ -4,12 +4,16 @@ up patches."""
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
+from ...core.control import Kind
 from ...core.layers import Layer, Stage
 
 BlockKey = tuple[str, int, int]
 _STAGES: dict[str, Stage] = {"input": "down", "middle": "mid", "output": "up"}
+FeatureSite = tuple[Kind, Layer, Any]
+"""What is reached, its layer, and the module whose output it is."""
 _known: weakref.WeakKeyDictionary[Any, dict[BlockKey, Layer]] = weakref.WeakKeyDictionary()
 
 
@@ -30,24 +34,55 @@ def block_layers(unet: Any) -> dict[BlockKey, Layer]:
     return _known[unet]
 
 
-def _walk(unet: Any) -> dict[BlockKey, Layer]:
+def feature_sites(unet: Any) -> list[FeatureSite]:
+    """The residual blocks of the network and the blocks that hold them, in the order in which they
+    run. Of a residual block it is the last layer before its skip is added; `number` counts them by
+    level, so that where every block has an attention, both have one name."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    sites: list[FeatureSite] = []
+    numbers: dict[tuple[Stage, int], int] = {}
+    for stage, _, modules, level, scale in _blocks(unet):
+        for module in modules:
+            if isinstance(module, ResBlock):
+                number = numbers.get((stage, level), 0)
+                numbers[stage, level] = number + 1
+                layer = Layer(stage, level, number, 0, scale)
+                sites.append(("resnet", layer, module.out_layers[-1]))
+        if any(isinstance(module, ResBlock) for module in modules):
+            sites.append(("block", layer, modules))
+    return sites
+
+
+def _blocks(unet: Any) -> Iterator[tuple[Stage, int, Any, int, int]]:
+    """Every block that runs: its stage and number in the host, itself, how many resolution changes
+    its stage has passed before it, and the scale it begins at."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-    found: dict[BlockKey, Layer] = {}
     scale = 1
-    for stage, blocks in (
+    for name, blocks in (
         ("input", unet.input_blocks),
         ("middle", [unet.middle_block]),
         ("output", unet.output_blocks),
     ):
-        level = number = 0
-        for block, modules in enumerate(blocks):
+        level = 0
+        for number, modules in enumerate(blocks):
+            yield _STAGES[name], number, modules or (), level, scale
             for module in modules or ():
                 if isinstance(module, (Downsample, Upsample)):
                     scale = scale * 2 if isinstance(module, Downsample) else scale // 2
-                    level, number = level + 1, 0
-                depth = len(getattr(module, "transformer_blocks", ()))
-                for index in range(depth):
-                    found[stage, block, index] = Layer(_STAGES[stage], level, number, index, scale)
-                number += depth > 0
-    return found
+                    level += 1
+
+
+def _walk(unet: Any) -> dict[BlockKey, Layer]:
+    names = {stage: name for name, stage in _STAGES.items()}
+    layers: dict[BlockKey, Layer] = {}
+    numbers: dict[tuple[Stage, int], int] = {}
+    for stage, block, modules, level, scale in _blocks(unet):
+        for module in modules:
+            depth = len(getattr(module, "transformer_blocks", ()))
+            number = numbers.get((stage, level), 0)
+            for index in range(depth):
+                layers[names[stage], block, index] = Layer(stage, level, number, index, scale)
+            numbers[stage, level] = number + (depth > 0)
+    return layers

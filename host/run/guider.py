@@ -1,48 +1,66 @@
-"""The edit guider: source and targets as rows of one batch, each with its own text and its own
-guidance."""
+"""The edit guider: source and targets as rows of one batch, each with its own text and guidance."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 
-from ...core.control import (
-    Branch,
-    Place,
-    Reads,
-    Row,
-)
-from ...core.correction import SOURCE, Correction
+from ...core.control import Branch, Place, Reads, Row
+from ...core.correction import Correction
 from ...core.errors import PivotError
-from ...core.guidance import Guidance, Guided
-from ...core.schedule import to_exploding, to_preserving
+from ...core.guidance import Guidance
+from ...core.step import EditStep, Prediction
 from ...core.trajectory import Trajectory
 from ...guidance import ClassifierFree
+from ...inversion import AUTO, correction_for, rule_for
 from ..model.checks import check_same_model, check_same_source, check_unet
 from ..text.conditioning import one_per_row, rows_in, stack_rows
 from ..text.prompts import Conditioning
 from ..text.unconds import WHERE, Unconds
-from .patching import with_rows
-from .runs import controllers_of, place_of, sampler_name
+from .patching import watched
+from .replay import ReplaySampler, StockEuler, is_stock_euler
+from .runs import RowsGuider, Run, controllers_of, run_of, sampler_name
+
+_FUNCTIONS = (
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+)
+"""Other packs' functions around guidance, which may ask the network again."""
+_BATCH_FUNCTION = "sampler_calc_cond_batch_function"
+_OUTPUT_PATCHES = ("attn1_output_patch", "attn2_output_patch")
+"""Other packs' patches that may compare a call's conditioned rows with its unconditioned ones."""
+_APART = ("control", "area", "mask", "hooks", "gligen")
+"""What in a text makes its rows more than rows of one call."""
 
 
-class EditGuider(comfy.samplers.CFGGuider):
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Which rows are asked about. cond, uncond: slices of the batch, uncond None where guidance
+    needs none; joint: both in one call of all rows, what nobody reads left out inside of it."""
+
+    cond: slice
+    uncond: slice | None
+    joint: bool = False
+
+
+class EditGuider(RowsGuider):
     """Denoises [source rows; rows of target 0; rows of target 1; ...], as many of each as there are
     pictures.
 
-    The correction says what unconditional rows read and where source rows are after a step, the
-    guidance rule what becomes of the difference between the predictions. Only the rows that
-    somebody reads are run. For one target, a picture and a step:
+    What happens in a step, `core/step.py` says; the guider asks the network for it. Only the rows
+    that somebody reads are run. For one target, a picture and a step:
     * plain DDIM, null-text: source and target, conditional and unconditional (4 rows);
     * negative-prompt: guidance cancels on the source row, so it needs no unconditional row (3);
     * direct: the source row is known, and run only while a controller reads it (3, then 2).
     A controller that reads the unconditioned source too (MasaCtrl) has it run while its window is
     open (4).
 
-    `economy` off runs every row always, to compare. `rows_run` counts the UNet rows of the last
-    run, for the report.
+    `economy` off runs every row always, to compare. `rows_run` counts the rows of the last run.
     """
 
     def __init__(
@@ -53,35 +71,60 @@ class EditGuider(comfy.samplers.CFGGuider):
         target: Conditioning,
         negative: Conditioning,
         cfg: float,
-        correction: Correction,
+        correction: str = AUTO,
         guidance: Guidance | None = None,
     ) -> None:
         check_unet(model, WHERE)
         check_same_model(model, trajectory, WHERE)
         check_same_source(source, trajectory, WHERE)
-        super().__init__(model)
+        super().__init__(watched(model))
         self.trajectory = trajectory
-        self.correction = correction
+        self.choice = correction
         self.guidance = guidance or ClassifierFree()
         self.economy = True
         self.targets = rows_in(target)
         self.rows_run = 0
-        self._guided: tuple[torch.Tensor, Guided] | None = None
-        self._lands = True
-        batch = trajectory.batch
-        every = stack_rows(source, target, batch)
-        self.unconds = Unconds(trajectory, correction, source, negative, self.targets)
-        texts = {"positive": every, "target": one_per_row(target, batch), "negative": negative}
-        self.inner_set_conds({**texts, **self.unconds.made})
+        self._texts = {"source": source, "target": target, "negative": negative}
+        self._prepare(correction)
         self.set_cfg(cfg)
 
+    def _prepare(self, correction: str) -> None:
+        """The step and the texts under a correction's name."""
+        chosen = correction_for(self.trajectory, correction)
+        self.step = EditStep(self.trajectory, chosen, self.guidance, rule_for(self.trajectory))
+        self._prepared = correction
+        source, target, negative = (self._texts[name] for name in ("source", "target", "negative"))
+        batch = self.trajectory.batch
+        self.unconds = Unconds(self.step, source, negative, self.targets)
+        self.inner_set_conds(
+            {
+                "positive": stack_rows(source, target, batch),
+                "target": one_per_row(target, batch),
+                "negative": negative,
+                **self.unconds.texts,
+            }
+        )
+
+    @property
+    def correction(self) -> Correction:
+        """The correction that the step holds."""
+        return self.step.correction
+
+    @property
+    def source_cfg(self) -> float:
+        """The cfg of source rows."""
+        return self.step.source_cfg(self.cfg)
+
     def batch_rows(self) -> tuple[Row, ...]:
-        """What each row of the sampler's batch is."""
-        return self._announce(slice(0, self._size))
+        return self._rows(slice(0, self._size))
 
     @property
     def _size(self) -> int:
         return (1 + self.targets) * self.trajectory.batch
+
+    @property
+    def _target_rows(self) -> slice:
+        return slice(self.trajectory.batch, self._size)
 
     def sample(
         self,
@@ -95,7 +138,7 @@ class EditGuider(comfy.samplers.CFGGuider):
     ) -> Any:
         """One run; refuses samplers that would leave the trajectory, noise masks, and latents of
         another size."""
-        check_sampler(sampler)
+        sampler = self._replaying(sampler)
         if denoise_mask is not None:
             raise PivotError(
                 "a latent without a noise mask",
@@ -113,21 +156,54 @@ class EditGuider(comfy.samplers.CFGGuider):
             )
         self.trajectory.check_matches(latent_image[: self.trajectory.batch], WHERE)
         self.rows_run = 0
-        self._lands = not getattr(sampler, "lands", False)
-        try:
-            return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
-        finally:
-            self._guided = None
+        return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
 
-    def land(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """The rows after the step that ends at level `index`, variance-preserving; x is what DDIM
-        made of them."""
-        batch = self.trajectory.batch
-        if self._guided is not None:
-            x = self.guidance.after_step(x, *self._guided, self.trajectory, index)
-        return torch.cat(
-            [self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]]
+    def _replaying(self, sampler: Any) -> ReplaySampler:
+        """The replay that a sampler stands for, under the one correction that both nodes name."""
+        if is_stock_euler(sampler):
+            sampler = StockEuler(self.trajectory)
+        if not isinstance(sampler, ReplaySampler):
+            raise PivotError(
+                "the Inversion Parts sampler or euler",
+                f"{sampler_name(sampler)} (stochastic, or not the mathematics of the inversion)",
+                "An inverted picture only comes back along its own trajectory; choose euler.",
+                WHERE,
+            )
+        named = {name for name in (self.choice, sampler.correction) if name != AUTO}
+        if len(named) > 1:
+            raise PivotError(
+                "one correction on Edit Guider and Inversion Parts",
+                f"{self.choice} and {sampler.correction}",
+                "Set one of them to auto: it then follows the other.",
+                WHERE,
+            )
+        correction = named.pop() if named else AUTO
+        if correction != self._prepared:
+            self._prepare(correction)
+        return sampler
+
+    # -- one prediction ------------------------------------------------------------------------
+
+    def prediction(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any], seed: Any
+    ) -> Prediction:
+        """The guided answer for x in the host's space, through every pack's wrapper around a
+        prediction."""
+        answers: list[Prediction] = []
+
+        def innermost(
+            x: torch.Tensor, timestep: torch.Tensor, model_options: Any = None, seed: Any = None
+        ) -> torch.Tensor:
+            answers.append(self._predict(x, timestep, model_options or {}))
+            return answers[-1].denoised
+
+        extension = comfy.patcher_extension
+        wrappers = extension.get_all_wrappers(
+            extension.WrappersMP.PREDICT_NOISE, self.model_options, is_model_options=True
         )
+        executor = extension.WrapperExecutor.new_class_executor(innermost, self, wrappers)
+        denoised = executor.execute(x, timestep, model_options, seed)
+        return Prediction(denoised, answers[-1].guided if answers else None)
 
     def predict_noise(
         self,
@@ -137,45 +213,57 @@ class EditGuider(comfy.samplers.CFGGuider):
         seed: Any = None,
     ) -> torch.Tensor:
         """denoised [(1 + targets) B, C, H, W] of [source; targets] rows."""
-        options = model_options or {}
-        batch = self.trajectory.batch
-        levels = options.get("transformer_options", {}).get(
-            "sample_sigmas", self.trajectory.descending
-        )
-        place = place_of(float(timestep[0]), levels)
-        cond, uncond = self._predictions(x, timestep, options, place)
-        guided = self.guidance.guide((uncond - cond) / place.sigma, batch, place)
-        cond = _thresholded(cond, uncond, guided.delta, place.sigma)
-        targets = slice(batch, self._size)
-        target = self._with_cfg(cond, uncond, x, timestep, options, place, targets)
-        denoised = torch.cat([self._source(cond[:batch], uncond[:batch]), target])
-        self._guided = (denoised, guided)
-        return self._landing(x, denoised, place.step, levels) if self._lands else denoised
+        return self._predict(x, timestep, model_options or {}).denoised
+
+    def _predict(
+        self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any]
+    ) -> Prediction:
+        """The options are the run's own dict all the time: other packs keep their state in it."""
+        run = run_of(options)
+        if run is None:
+            raise PivotError(
+                "a sampling run", "a prediction outside of one", "Use a sampler node.", WHERE
+            )
+        place = run.place(float(timestep[0]))
+        asked: set[Reads] = {one.reads(place) for one in controllers_of(options)}
+        cond, uncond = self._predictions(x, timestep, options, place, asked)
+        shown = self._shown(options, asked)
+
+        def combine(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+            with run.evaluating(self._rows(shown)):
+                guided = self._with_cfg(cond, uncond, scale, x, timestep, options, place, shown)
+            return guided[self.trajectory.batch - shown.start :]
+
+        return self.step.guide(cond, uncond, place, self.cfg, combine)
+
+    def _shown(self, options: dict[str, Any], asked: set[Reads]) -> slice:
+        """The rows that other packs' functions see: they may ask the network again, where our
+        controllers must then find the source beside its targets."""
+        functions = any(options.get(name) for name in _FUNCTIONS)
+        return slice(0, self._size) if functions and asked - {"nothing"} else self._target_rows
 
     def _with_cfg(
         self,
         cond: torch.Tensor,
         uncond: torch.Tensor,
+        scale: float,
         x: torch.Tensor,
         timestep: torch.Tensor,
         options: dict[str, Any],
         place: Place,
         rows: slice,
     ) -> torch.Tensor:
-        """Guidance of the targets as the host does it, other packs' functions before, in and after
-        it included."""
-        conds = [self.conds["target"], self.unconds.at(self.conds, place, rows)]
-        predicted, at, options = (
-            [cond[rows], uncond[rows]],
-            timestep[rows],
-            with_rows(options, self._announce(rows)),
-        )
+        """Guidance of a slice of the rows as the host does it, other packs' functions before, in
+        and after it included."""
+        positive = "target" if rows.start else "positive"
+        conds = [self.conds[positive], self.unconds.at(self.conds, place, rows)]
+        predicted, at = [cond[rows], uncond[rows]], timestep[rows]
         for function in options.get("sampler_pre_cfg_function", ()):
             predicted = function(
                 {
                     "conds": conds,
                     "conds_out": predicted,
-                    "cond_scale": self.cfg,
+                    "cond_scale": scale,
                     "timestep": at,
                     "input": x[rows],
                     "sigma": at,
@@ -186,7 +274,7 @@ class EditGuider(comfy.samplers.CFGGuider):
         return comfy.samplers.cfg_function(
             self.inner_model,
             *predicted,
-            self.cfg,
+            scale,
             x[rows],
             at,
             model_options=options,
@@ -194,106 +282,106 @@ class EditGuider(comfy.samplers.CFGGuider):
             uncond=conds[1],
         )
 
+    # -- which rows are run --------------------------------------------------------------------
+
     def _predictions(
-        self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any], place: Place
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        options: dict[str, Any],
+        place: Place,
+        asked: set[Reads],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as
         x."""
-        scales = (self.cfg, self.source_cfg)
-        guided = not self.guidance.plain or any(abs(w - 1.0) > 1e-6 for w in scales)
-        guided = guided or bool(options.get("disable_cfg1_optimization"))
-        source_cond, source_uncond = self._source_read(options, place)
-        first = {True: 0, False: self.trajectory.batch}
-        with_cond, with_uncond = (
-            slice(first[read], self._size) for read in (source_cond, source_uncond)
-        )
-        texts = self.conds["positive" if source_cond else "target"]
+        plan = self._plan(options, place, asked)
+        positive = self.conds["target" if plan.cond.start else "positive"]
         cond = x.clone()
-        if guided and with_cond == with_uncond:
-            negative = self.unconds.at(self.conds, place, with_uncond)
+        if plan.uncond is not None and (plan.joint or plan.cond == plan.uncond):
+            rows = slice(0, self._size) if plan.joint else plan.cond
+            negative = self.unconds.at(self.conds, place, rows)
             uncond = x.clone()
-            cond[with_cond], uncond[with_cond] = self._run(
-                x, timestep, options, [texts, negative], with_cond
+            cond[rows], uncond[rows] = self._ask(
+                x, timestep, options, [positive, negative], rows, plan
             )
         else:
-            cond[with_cond] = self._run(x, timestep, options, [texts, None], with_cond)[0]
+            cond[plan.cond] = self._ask(x, timestep, options, [positive, None], plan.cond, plan)[0]
             uncond = cond.clone()
-            if guided:
-                negative = self.unconds.at(self.conds, place, with_uncond)
-                uncond[with_uncond] = self._run(
-                    x, timestep, options, [None, negative], with_uncond
-                )[1]
-        if self._cancels(place):
+            if plan.uncond is not None:
+                negative = self.unconds.at(self.conds, place, plan.uncond)
+                answer = self._ask(x, timestep, options, [None, negative], plan.uncond, plan)
+                uncond[plan.uncond] = answer[1]
+        if self.step.cancels(place, self.cfg):
             uncond[: self.trajectory.batch] = cond[: self.trajectory.batch]
         return cond, uncond
 
-    @property
-    def source_cfg(self) -> float:
-        """The cfg of source rows: the guidance rule's own, or the targets'."""
-        own = self.guidance.source_cfg
-        return self.cfg if own is None else own
+    def _plan(self, options: dict[str, Any], place: Place, asked: set[Reads]) -> _Plan:
+        whole, targets = slice(0, self._size), self._target_rows
+        read = self.step.source_reads(place, self.cfg, asked) if self.economy else (True, True)
+        cond, uncond = (whole if source else targets for source in read)
+        if not self._guided(options):
+            return _Plan(cond, None)
+        if cond != uncond and (_one_call(options) or _BATCH_FUNCTION in options):
+            return _Plan(whole, whole)
+        return _Plan(cond, uncond, cond != uncond and self._separable(options))
 
-    def _cancels(self, place: Place) -> bool:
-        """Whether guidance leaves source rows alone: they are set afterwards, their unconditional
-        text is their own, or their cfg is 1."""
-        return (
-            self.correction.pinned
-            or self.unconds.pair(place)[0] == SOURCE
-            or self.source_cfg == 1.0
-        )
+    def _guided(self, options: dict[str, Any]) -> bool:
+        """Whether unconditional rows are needed at all."""
+        scales = (self.cfg, self.source_cfg)
+        plain = self.guidance.plain and all(abs(scale - 1.0) <= 1e-6 for scale in scales)
+        return not plain or bool(options.get("disable_cfg1_optimization"))
 
-    def _source_read(self, options: dict[str, Any], place: Place) -> tuple[bool, bool]:
-        """Whether anybody reads the source's conditioned and unconditioned prediction or attention
-        now."""
-        if not self.economy:
-            return True, True
-        asked: set[Reads] = {controller.reads(place) for controller in controllers_of(options)}
-        cond = not self.correction.pinned or bool(asked & {"cond", "both"})
-        return cond, "both" in asked or not self._cancels(place)
+    def _separable(self, options: dict[str, Any]) -> bool:
+        """Whether single rows may be left out inside the network: nothing else counts on chunks of
+        equal size."""
+        transformer = options.get("transformer_options", {})
+        others = ("patches", "patches_replace", "optimized_attention_override")
+        if "model_function_wrapper" in options or any(transformer.get(name) for name in others):
+            return False
+        texts = [cond for each in self.conds.values() for cond in each]
+        return not any(cond.get(name) is not None for cond in texts for name in _APART)
 
-    def _run(
+    def _ask(
         self,
         x: torch.Tensor,
         timestep: torch.Tensor,
         options: dict[str, Any],
         conds: list[Any],
         rows: slice,
+        plan: _Plan,
     ) -> list[torch.Tensor]:
         """The host's own batch of conditional and unconditional texts over a slice of the rows."""
-        announced = self._announce(rows)
-        self.rows_run += len(announced) * sum(cond is not None for cond in conds)
-        return comfy.samplers.calc_cond_batch(
-            self.inner_model, conds, x[rows], timestep[rows], with_rows(options, announced)
-        )
+        skipped = range(plan.uncond.start) if plan.joint and plan.uncond else range(0)
+        unread = frozenset((row, False) for row in skipped)
+        asked = rows.stop - rows.start
+        self.rows_run += asked * sum(cond is not None for cond in conds) - len(unread)
+        run: Run = options["transformer_options"]["pivot_run"]
+        function = options.get(_BATCH_FUNCTION)
+        with run.evaluating(self._rows(rows), unread):
+            if function is None:
+                calc = comfy.samplers.calc_cond_batch
+                return calc(self.inner_model, conds, x[rows], timestep[rows], options)
+            return function(
+                {
+                    "conds": conds,
+                    "input": x[rows],
+                    "sigma": timestep[rows],
+                    "model": self.inner_model,
+                    "model_options": options,
+                }
+            )
 
-    def _announce(self, rows: slice) -> tuple[Row, ...]:
+    def _rows(self, rows: slice) -> tuple[Row, ...]:
         """What the rows of a slice are; a target's source is named only when it is in the same
         slice."""
-        return tuple(
-            _row(index, self.trajectory.batch, rows.start) for index in range(rows.start, rows.stop)
-        )
-
-    def _source(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
-        return uncond + (cond - uncond) * self.source_cfg
-
-    def _landing(
-        self, x: torch.Tensor, denoised: torch.Tensor, step: int, levels: torch.Tensor
-    ) -> torch.Tensor:
-        """The denoised from which Euler's own step lands where `land` would set the rows."""
-        sigma, sigma_next = float(levels[step]), float(levels[step + 1])
-        plain = to_preserving(x + (sigma_next - sigma) * (x - denoised) / sigma, sigma_next)
-        landed = self.land(plain, self.trajectory.index_of(sigma_next))
-        wanted = x - sigma * (to_exploding(landed, sigma_next) - x) / (sigma_next - sigma)
-        return torch.where(landed == plain, denoised, wanted)
+        batch = self.trajectory.batch
+        return tuple(_row(index, batch, rows.start) for index in range(rows.start, rows.stop))
 
 
-def _thresholded(
-    cond: torch.Tensor, uncond: torch.Tensor, delta: torch.Tensor, sigma: float
-) -> torch.Tensor:
-    """The conditional denoised whose difference to the unconditional one is `delta`, in eps; bit
-    for bit where the rule kept all of the difference, or nothing."""
-    whole = delta == (uncond - cond) / sigma
-    return torch.where(whole, cond, torch.where(delta == 0.0, uncond, uncond - sigma * delta))
+def _one_call(options: dict[str, Any]) -> bool:
+    """Whether some patch compares conditioned with unconditioned rows of one call."""
+    patches = options.get("transformer_options", {}).get("patches", {})
+    return any(patches.get(name) for name in _OUTPUT_PATCHES)
 
 
 def _row(index: int, batch: int, first: int) -> Row:
@@ -302,21 +390,3 @@ def _row(index: int, batch: int, first: int) -> Row:
     branch: Branch = "source" if block == 0 else "target"
     source = picture if block > 0 and first == 0 else None
     return Row(branch, True, source, max(block - 1, 0), picture)
-
-
-def check_sampler(sampler: Any) -> None:
-    """Refuse by name every sampler that is not plain DDIM: noise or other mathematics leave the
-    trajectory."""
-    from .sampling import ReplaySampler
-
-    if isinstance(sampler, ReplaySampler):
-        return
-    name = sampler_name(sampler)
-    if name == "euler":
-        return
-    raise PivotError(
-        "the Inversion Parts sampler or euler",
-        f"{name} (stochastic, or not the mathematics of the inversion)",
-        "An inverted picture only comes back along its own trajectory; choose euler.",
-        WHERE,
-    )

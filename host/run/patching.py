@@ -3,13 +3,14 @@
 The wrapper around the UNet sees the patches exactly as every other pack has left them, whether they
 were applied before or after ours. Where a controller wants a site now, the dispatcher takes the
 slot and calls the previous occupant as the inner attention; everywhere else the host's own path is
-left alone.
+left alone. Features are reached by forward hooks, for the length of the call too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,26 +19,26 @@ from ...core.control import (
     Attend,
     AttentionCall,
     Controller,
+    FeatureCall,
     Fused,
     Kind,
     Place,
+    Proceed,
     Row,
     Site,
 )
 from ...core.errors import PivotError
 from ...core.layers import Layer
-from ..model.layers import block_layers
+from ..model.layers import block_layers, feature_sites
 from .runs import (
     CONTROLLERS,
     Run,
     around_prediction,
     around_run,
-    place_of,
     run_of,
 )
 
 KEY = "pivot_edit"
-ROWS = "pivot_rows"
 _SLOTS: dict[str, Kind] = {"attn1": "self", "attn2": "cross"}
 Patch = Callable[..., torch.Tensor]
 
@@ -45,22 +46,24 @@ Patch = Callable[..., torch.Tensor]
 def add_controller(model: Any, controller: Controller) -> Any:
     """A clone of the model with the controller appended to its chain; the model itself is left as
     it was."""
+    clone = watched(model)
+    options = clone.model_options.setdefault("transformer_options", {})
+    options[CONTROLLERS] = (*options.get(CONTROLLERS, ()), controller)
+    return clone
+
+
+def watched(model: Any) -> Any:
+    """A clone of the model whose runs are runs of ours: the wrappers of this room are around
+    them."""
     from comfy.patcher_extension import WrappersMP
 
     clone = model.clone()
-    options = clone.model_options.setdefault("transformer_options", {})
-    options[CONTROLLERS] = (*options.get(CONTROLLERS, ()), controller)
+    clone.model_options.setdefault("transformer_options", {})
     if not clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_run)
         clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, around_prediction)
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _around_unet)
     return clone
-
-
-def with_rows(model_options: dict[str, Any], rows: tuple[Row, ...]) -> dict[str, Any]:
-    """Options that announce what each batch row of one chunk of the next UNet calls is."""
-    transformer = {**model_options.get("transformer_options", {}), ROWS: rows}
-    return {**model_options, "transformer_options": transformer}
 
 
 def _around_unet(
@@ -73,31 +76,90 @@ def _around_unet(
     options: Any,
     **kw: Any,
 ) -> Any:
-    """The wrapper: within a run of ours, the call runs on patched options; otherwise as it is."""
+    """The wrapper: within a run of ours, the call runs on patched options and without the rows that
+    nobody reads; otherwise as it is."""
     run = run_of({"transformer_options": options})
-    if run is not None and "sample_sigmas" in options:
-        options = _patched(run, executor.class_obj, options)
-    return executor(x, timesteps, context, y, control, options, **kw)
+    if run is None or "sample_sigmas" not in options:
+        return executor(x, timesteps, context, y, control, options, **kw)
+    call = _UnetCall(run, executor.class_obj, options)
+    rest = call.read_rows(len(x))
+    if rest is None or control is not None:
+        with call.patched() as options:
+            return executor(x, timesteps, context, y, control, options, **kw)
+    chosen = torch.tensor(rest, device=x.device)
+    part = {key: _rows_of(value, chosen, len(x)) for key, value in kw.items()}
+    inputs = (_rows_of(value, chosen, len(x)) for value in (x, timesteps, context, y))
+    with call.patched(rest) as options:
+        answer = executor(*inputs, control, options, **part)
+    return answer.new_zeros(len(x), *answer.shape[1:]).index_copy_(0, chosen, answer)
 
 
-def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with a dispatcher at every site where some controller is at work now."""
-    _check_merging(options)
-    rows = _rows_of_call(run, options)
-    place = place_of(float(options["sigmas"][0]), options["sample_sigmas"])
-    replace = dict(options.get("patches_replace", {}))
-    for slot, kind in _SLOTS.items():
-        wanting = [one for one in run.states if one[0].wants(kind, place)]
-        occupants = replace.get(slot, {})
-        filled = dict(occupants)
-        for key, layer in block_layers(unet).items():
-            active = [one for one in wanting if one[0].at(kind, layer, run.latent)]
-            if active:
-                previous = occupants.get(key, occupants.get(key[:2]))
-                filled[key] = _Dispatcher(kind, layer, run.latent, active, rows, place, previous)
-        if filled:
-            replace[slot] = filled
-    return {**options, "patches_replace": replace}
+def _rows_of(value: Any, chosen: torch.Tensor, rows: int) -> Any:
+    """Some rows of what a UNet is given; what holds no row for each is left as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
+        return value.index_select(0, chosen)
+    return value
+
+
+class _UnetCall:
+    """One call of the UNet: what its rows are, when it is, and who is at work in it."""
+
+    def __init__(self, run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> None:
+        _check_merging(options)
+        self.run, self.unet, self.options = run, unet, options
+        self.place = run.place(float(options["sigmas"][0]))
+
+    def read_rows(self, count: int) -> list[int] | None:
+        """The rows of the call that somebody reads; None where that is all of them."""
+        rows = _rows_of_call(self.run, self.options)
+        part = len(self.run.rows)
+        read = [i for i, row in enumerate(rows) if (i % part, row.cond) not in self.run.unread]
+        return read if len(read) < len(rows) == count else None
+
+    @contextlib.contextmanager
+    def patched(self, read: list[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The options with a dispatcher at every site of attention where some controller is at work
+        now, and hooks at sites of features, for the length of the call."""
+        rows = _rows_of_call(self.run, self.options)
+        rows = rows if read is None else _selected(rows, read)
+        replace = dict(self.options.get("patches_replace", {}))
+        for slot, kind in _SLOTS.items():
+            wanting = [one for one in self.run.states if one[0].wants(kind, self.place)]
+            occupants = replace.get(slot, {})
+            filled = dict(occupants)
+            for key, layer in block_layers(self.unet).items():
+                active = self._active(wanting, kind, layer)
+                if active:
+                    previous = occupants.get(key, occupants.get(key[:2]))
+                    filled[key] = _Dispatcher(
+                        kind, layer, self.run.latent, active, rows, self.place, previous
+                    )
+            if filled:
+                replace[slot] = filled
+        with contextlib.ExitStack() as hooks:
+            for kind, layer, module in feature_sites(self.unet):
+                wanting = [one for one in self.run.states if one[0].wants(kind, self.place)]
+                active = self._active(wanting, kind, layer)
+                if active:
+                    hook = _FeatureHook(kind, layer, self.run.latent, active, rows, self.place)
+                    hooks.callback(module.register_forward_hook(hook).remove)
+            yield {**self.options, "patches_replace": replace}
+
+    def _active(
+        self, wanting: list[tuple[Controller, Any]], kind: Kind, layer: Layer
+    ) -> list[tuple[Controller, Any]]:
+        return [one for one in wanting if one[0].at(kind, layer, self.run.latent)]
+
+
+def _selected(rows: tuple[Row, ...], read: list[int]) -> tuple[Row, ...]:
+    """Some rows of a call, their sources where they now are."""
+    now = {row: index for index, row in enumerate(read)}
+    return tuple(
+        dataclasses.replace(
+            rows[row], source=now.get(rows[row].source) if rows[row].source is not None else None
+        )
+        for row in read
+    )
 
 
 def _check_merging(options: dict[str, Any]) -> None:
@@ -113,15 +175,15 @@ def _check_merging(options: dict[str, Any]) -> None:
 
 
 def _rows_of_call(run: Run, options: dict[str, Any]) -> tuple[Row, ...]:
-    """The rows of all chunks of a call, found through cond_or_uncond."""
+    """The rows of all chunks of a call, found through cond_or_uncond and the texts' names."""
     chunks = options["cond_or_uncond"]
     uuids = options.get("uuids", [None] * len(chunks))
     rows: list[Row] = []
-    for index, uuid in zip(chunks, uuids, strict=True):
+    for chunk, (index, uuid) in enumerate(zip(chunks, uuids, strict=True)):
         first, cond = len(rows), run.is_cond(index, uuid)
-        for row in options.get(ROWS, run.rows):
+        for row in run.rows:
             source = None if row.source is None else first + row.source
-            rows.append(dataclasses.replace(row, cond=cond, source=source))
+            rows.append(dataclasses.replace(row, cond=cond, source=source, chunk=chunk))
     return tuple(rows)
 
 
@@ -144,8 +206,10 @@ class _Dispatcher:
         height, width = extra["activations_shape"][-2:]
         self._check(q, height * width)
 
-        def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return _host_attention(q, k, v, extra)
+        def fused(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return _host_attention(q, k, v, extra, bias)
 
         def inner(call: AttentionCall) -> torch.Tensor:
             if self.previous is None:
@@ -156,12 +220,12 @@ class _Dispatcher:
             plain: Attend = lambda call: fused(call.q, call.k, call.v)  # noqa: E731
             return self._chain(plain)(self._call(q, k, values, extra, fused))
 
-        whole = (
-            tuple(extra["original_shape"][-2:]) == self.latent
-        )  # maps of an area's crop are not the picture's
-        out = self._chain(inner)(
-            dataclasses.replace(self._call(q, k, v, extra, fused), probe=probe if whole else None)
-        )
+        # Controllers get aliases: the host's own k and v can then be emptied, and who keeps a
+        # controller's tensor keeps its values.
+        call = self._call(q, k.detach(), v.detach(), extra, fused)
+        # maps of an area's crop are not the picture's
+        whole = tuple(extra["original_shape"][-2:]) == self.latent
+        out = self._chain(inner)(dataclasses.replace(call, probe=probe if whole else None))
         if self._nobody_keeps(extra):
             _release(k, v)
         return out
@@ -213,17 +277,55 @@ def _link(controller: Controller, attend: Attend, state: Any) -> Attend:
 
 
 def _host_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    extra: dict[str, Any],
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The host's attention exactly as its transformer block calls it, overrides of other packs
     included."""
     from comfy.ldm.modules.attention import optimized_attention
 
+    if bias is not None:
+        bias = bias.to(q).expand(len(q), q.shape[1], k.shape[1])[:, None]
     return optimized_attention(
         q,
         k,
         v,
         extra["n_heads"],
+        mask=bias,
         attn_precision=extra.get("attn_precision"),
         transformer_options=extra,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _FeatureHook:
+    """The forward hook of one site of features in one UNet call: the controllers' chain over what
+    the module gives."""
+
+    kind: Kind
+    layer: Layer
+    latent: tuple[int, int]
+    active: list[tuple[Controller, Any]]
+    rows: tuple[Row, ...]
+    place: Place
+
+    def __call__(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        site = Site(self.kind, self.layer, output.shape[-2], output.shape[-1], self.latent)
+        if len(output) != len(self.rows):
+            raise PivotError(
+                f"{len(self.rows)} batch rows in the UNet call",
+                str(len(output)),
+                "Remove patches that change the batch size inside the UNet.",
+                f"{self.kind} features {self.layer.name}",
+            )
+        proceed: Proceed = lambda call: call.x  # noqa: E731
+        for controller, state in reversed(self.active):
+            proceed = _feature_link(controller, proceed, state)
+        return proceed(FeatureCall(output, site, self.place, self.rows))
+
+
+def _feature_link(controller: Controller, proceed: Proceed, state: Any) -> Proceed:
+    return lambda call: controller.feature(call, proceed, state)

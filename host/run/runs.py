@@ -2,20 +2,24 @@
 shown.
 
 A run is born and dropped around the host's own sampling (WrappersMP.OUTER_SAMPLE), so that an
-interrupt or an error leaves nothing behind. Our own guider says what its rows are; under a plain
+interrupt or an error leaves nothing behind. A guider of ours says what its rows are; under a plain
 guider they follow from the prompts: a positive conditioning of 1 + n rows (Rows for KSampler) makes
-groups of one source and n targets, all of a group starting from the same noise.
+groups of one source and n targets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import comfy.samplers
 import torch
 
 from ...core.control import Controller, Place, Row
 from ...core.errors import PivotError
+from ...core.step import EditStep, Prediction
 from ..text.conditioning import MARK
 
 RUN = "pivot_run"
@@ -23,24 +27,97 @@ CONTROLLERS = "pivot_controllers"
 _NOISY = re.compile(r"ancestral|_sde|sde_|ddpm|lcm|seeds_|sa_solver")
 
 
+class RowsGuider(comfy.samplers.CFGGuider):
+    """A guider that knows what the rows of its batch are, and hosts steps of an edit.
+
+    step: what such a step consists of.
+    """
+
+    step: EditStep
+
+    def batch_rows(self) -> tuple[Row, ...]:
+        """What each row of the sampler's batch is."""
+        raise NotImplementedError
+
+    def prediction(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any], seed: Any
+    ) -> Prediction:
+        """The guided answer for x in the host's space."""
+        raise NotImplementedError
+
+
+class OwnSampler(comfy.samplers.Sampler):
+    """A loop of ours in the host's place for samplers. It gets what the host hands over, without
+    what such a loop has no use for, and says itself when a step is over."""
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        show = callback or (lambda i, denoised, x, steps: None)
+        return self.run(model_wrap, sigmas, extra_args, show, latent_image)
+
+    def run(
+        self,
+        guider: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        show: Any,
+        latent_image: torch.Tensor,
+    ) -> torch.Tensor:
+        """The samples."""
+        raise NotImplementedError
+
+
 class Run:
-    """states: each controller with its state; rows: of the sampler's batch; latent: (height,
-    width);
-    positive: where chunks are not told by their index, the uuids of conditioned ones;
-    stepped: the sampler says itself when a step is over."""
+    """What is remembered while a run goes on.
+
+    states: each controller with its state; rows: of the sampler's batch, or of the part of it that
+    is evaluated now (`evaluating`); latent: (height, width); positive: the uuids of conditioned
+    texts; own_steps: the sampler says itself when a step is over; levels: the run's, descending.
+    """
 
     def __init__(
         self,
         controllers: tuple[Controller, ...],
         rows: tuple[Row, ...],
         latent: tuple[int, int],
-        positive: frozenset[Any] | None = None,
+        levels: torch.Tensor,
+        positive: frozenset[Any] = frozenset(),
+        own_steps: bool = False,
     ) -> None:
         self.states = [(controller, controller.begin()) for controller in controllers]
         self.rows = rows
         self.latent = latent
+        self.levels = [float(level) for level in levels]
         self.positive = positive
-        self.stepped = False
+        self.own_steps = own_steps
+        self.unread: frozenset[tuple[int, bool]] = frozenset()
+        self.rows_run = 0
+
+    def place(self, sigma: float) -> Place:
+        """The place of a sigma among the run's levels, by its value."""
+        return place_of(sigma, self.levels)
+
+    @contextlib.contextmanager
+    def evaluating(
+        self, rows: tuple[Row, ...], unread: frozenset[tuple[int, bool]] = frozenset()
+    ) -> Iterator[None]:
+        """While it is entered, the network is asked about these rows; `unread` are those (index,
+        conditioned) whose answer nobody reads."""
+        before = self.rows, self.unread
+        self.rows, self.unread = rows, unread
+        try:
+            yield
+        finally:
+            self.rows, self.unread = before
 
     def after_step(self, x: torch.Tensor, place: Place) -> torch.Tensor:
         """The sampler's latents after the step at `place`."""
@@ -49,9 +126,9 @@ class Run:
         return x
 
     def is_cond(self, index: int, uuid: Any) -> bool:
-        """Whether a chunk of a UNet call is a conditioned one: index 0 under the host's own
-        guidance."""
-        return index == 0 if self.positive is None else uuid in self.positive
+        """Whether a chunk of a UNet call is conditioned: it reads one of the positive texts. Under
+        the host's own guidance their index is 0, where no text says who it is."""
+        return uuid in self.positive if uuid is not None and self.positive else index == 0
 
     def finish(self, samples: torch.Tensor) -> None:
         """Let controllers keep what is to be shown of the finished samples."""
@@ -69,36 +146,47 @@ def controllers_of(model_options: dict[str, Any]) -> tuple[Controller, ...]:
     return model_options.get("transformer_options", {}).get(CONTROLLERS, ())
 
 
-def place_of(sigma: float, levels: torch.Tensor) -> Place:
+def place_of(sigma: float, levels: list[float]) -> Place:
     """The place of a sigma in a descending list of levels, by its value."""
     steps = len(levels) - 1
-    step = int((levels[:-1].float().cpu() - sigma).abs().argmin())
+    step = min(range(max(steps, 1)), key=lambda i: abs(levels[i] - sigma))
     return Place(step, steps, sigma)
 
 
 def around_run(
-    executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kw: Any
+    executor: Any,
+    noise: Any,
+    latent_image: Any,
+    sampler: Any,
+    sigmas: Any,
+    *args: Any,
+    **kw: Any,
 ) -> Any:
     """The wrapper around a whole run."""
     guider = executor.class_obj
     controllers = controllers_of(guider.model_options)
-    announced = getattr(guider, "batch_rows", None)
-    rows = announced() if announced else _plain_rows(guider, controllers, len(noise))
-    if not announced and any(row.source is not None for row in rows):
-        _check_deterministic(sampler)
-        noise = noise[
-            [index if row.source is None else row.source for index, row in enumerate(rows)]
-        ]
+    if isinstance(guider, RowsGuider):
+        rows = guider.batch_rows()
+    else:
+        rows = _plain_rows(guider, controllers, len(noise))
+        noise = _policies(rows, controllers, sampler, noise)
     if any(controller.sets_latents for controller in controllers):
-        _check_own_latents(sampler, args[0] if args else kw.get("denoise_mask"))
-    run = Run(controllers, rows, (noise.shape[-2], noise.shape[-1]), _positive(guider))
+        _check_latents_settable(sampler, args[0] if args else kw.get("denoise_mask"))
+    run = Run(
+        controllers,
+        rows,
+        (noise.shape[-2], noise.shape[-1]),
+        sigmas,
+        positive_texts(guider),
+        isinstance(sampler, OwnSampler),
+    )
     options = guider.model_options["transformer_options"]
     options[RUN] = run
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kw)
         steps = len(sigmas) - 1
-        if steps > 0 and not run.stepped:
-            samples = run.after_step(samples, Place(steps - 1, steps, float(sigmas[-2])))
+        if steps > 0 and not run.own_steps:
+            samples = run.after_step(samples, Place(steps - 1, steps, run.levels[-2]))
         run.finish(samples)
     finally:
         options.pop(RUN, None)
@@ -113,29 +201,22 @@ def around_prediction(
     step; they evaluate their own latents (and, of second order, a trial step's), so that setting
     them in place is setting the sampler's."""
     run = run_of(model_options)
-    if run is not None and not run.stepped:
-        levels = model_options["transformer_options"]["sample_sigmas"]
-        now = place_of(float(timestep[0]), levels)
+    if run is not None and not run.own_steps:
+        now = run.place(float(timestep[0]))
         if now.step > 0:
-            made = run.after_step(x, Place(now.step - 1, now.steps, float(levels[now.step - 1])))
-            if made is not x:
-                x.copy_(made)
+            last = Place(now.step - 1, now.steps, run.levels[now.step - 1])
+            latents = run.after_step(x, last)
+            if latents is not x:
+                x.copy_(latents)
     return executor(x, timestep, model_options, *args, **kw)
 
 
-def _positive(guider: Any) -> frozenset[Any] | None:
-    """The uuids of the positive conditioning under guiders with a guidance of their own, which may
-    run any texts in any order (DualCFGGuider runs the negative as number 0); None where the index
-    tells."""
-    import comfy.samplers
-
-    own = type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
-    if not own or hasattr(guider, "batch_rows"):
-        return None
-    return (
-        frozenset(cond["uuid"] for cond in guider.conds.get("positive") or () if "uuid" in cond)
-        or None
-    )
+def positive_texts(guider: Any) -> frozenset[Any]:
+    """The uuids of the positive conditioning's texts. Guiders may run texts under any number
+    (DualCFGGuider runs the negative as number 0), and other packs further texts of their own."""
+    names = ("positive", "target") if isinstance(guider, RowsGuider) else ("positive",)
+    conds = [cond for name in names for cond in guider.conds.get(name) or ()]
+    return frozenset(cond["uuid"] for cond in conds if "uuid" in cond)
 
 
 def _plain_rows(guider: Any, controllers: tuple[Controller, ...], batch: int) -> tuple[Row, ...]:
@@ -174,14 +255,30 @@ def _group_size(guider: Any) -> int:
     return max((cond.get(MARK, 1) for cond in guider.conds.get("positive") or ()), default=1)
 
 
+def _policies(
+    rows: tuple[Row, ...], controllers: tuple[Controller, ...], sampler: Any, noise: torch.Tensor
+) -> torch.Tensor:
+    """The noise that a plain run starts from, under what its controllers ask for."""
+    if not any(row.source is not None for row in rows):
+        return noise
+    for controller in controllers:
+        if controller.deterministic:
+            _check_deterministic(sampler, controller.title)
+    if any(controller.same_noise for controller in controllers):
+        order = [index if row.source is None else row.source for index, row in enumerate(rows)]
+        noise = noise[order]
+    return noise
+
+
 def sampler_name(sampler: Any) -> str:
     """A sampler's name as people choose it, with `s_churn` where it adds noise."""
     function = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
-    return f"{name} with s_churn" if getattr(sampler, "extra_options", {}).get("s_churn") else name
+    churns = getattr(sampler, "extra_options", {}).get("s_churn")
+    return f"{name} with s_churn" if churns else name
 
 
-def _check_deterministic(sampler: Any) -> None:
+def _check_deterministic(sampler: Any, title: str) -> None:
     """Refuse by name samplers that add noise of their own to every row: source and target would
     part."""
     name = sampler_name(sampler)
@@ -191,11 +288,11 @@ def _check_deterministic(sampler: Any) -> None:
             name,
             "Samplers that add noise at every step give source and target different noise; choose "
             "euler.",
-            "attention control",
+            title,
         )
 
 
-def _check_own_latents(sampler: Any, noise_mask: Any) -> None:
+def _check_latents_settable(sampler: Any, noise_mask: Any) -> None:
     """Refuse what evaluates copies of its latents, so that they cannot be set after a step."""
     if noise_mask is not None:
         raise PivotError(

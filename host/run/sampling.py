@@ -1,5 +1,5 @@
-"""Inversion and replay as ComfyUI samplers, so that loading, hooks, previews and clean-up stay the
-host's."""
+"""Whole runs: an inversion, and its replay as an edit, so that loading, hooks, previews and
+clean-up stay the host's."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from ...core.control import Place
-from ...core.correction import Correction
 from ...core.errors import PivotError, check_finite
-from ...core.inverter import Inverter, Step, invert
-from ...core.schedule import (
-    Denoise,
-    ddim_step,
-    level_table,
-    predict_eps,
-    to_exploding,
-)
+from ...core.inverter import Inverted, Inverter, Step
+from ...core.path import PATHS, VP
 from ...core.trajectory import Trajectory
 from ..model.checks import (
     check_levels,
@@ -31,66 +23,21 @@ from ..model.checks import (
     trained_sigmas,
 )
 from ..text.prompts import Conditioning, prompt_of
-from .runs import controllers_of, run_of
-
-Show = Callable[[int, torch.Tensor, torch.Tensor, int], object]
-"""show(i, denoised, x, steps): a preview after step i."""
-
-
-def denoiser(predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Denoise:
-    """The one model contract, denoise(X, sigma) -> x0, over a prediction that takes a sigma for
-    every row; interruptible."""
-
-    def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return predict(exploding, exploding.new_full((len(exploding),), sigma))
-
-    return denoise
-
-
-def _guided(guider: Any, extra_args: dict[str, Any]) -> Denoise:
-    return denoiser(lambda exploding, sigmas: guider(exploding, sigmas, **extra_args))
-
-
-class OwnSampler(comfy.samplers.Sampler):
-    """A loop of ours in the host's place for samplers: what it hands over, without what such a loop
-    has no use for."""
-
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: Any = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        show = callback or (lambda i, denoised, x, steps: None)
-        return self.run(model_wrap, sigmas, extra_args, show, latent_image)
-
-    def run(
-        self,
-        guider: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        show: Show,
-        latent_image: torch.Tensor,
-    ) -> torch.Tensor:
-        """The samples."""
-        raise NotImplementedError
+from .replay import ReplaySampler, Show, denoiser
+from .runs import OwnSampler, controllers_of
 
 
 class InversionSampler(OwnSampler):
-    """Runs an inversion and keeps every latent in `latents` [N + 1, B, C, H, W] and every residual
-    in `residuals`; the result is the noise."""
+    """Runs an inversion; its result is the noise. What else comes of it is handed to `finished`:
+    the inverted latents, and the residual of every step where the method measures one."""
 
-    def __init__(self, sigmas: torch.Tensor, inverter: Inverter) -> None:
-        self.sigmas = sigmas
-        self.inverter = inverter
-        self.latents: torch.Tensor | None = None
-        self.residuals: list[torch.Tensor] = []
+    def __init__(
+        self,
+        sigmas: torch.Tensor,
+        inverter: Inverter,
+        finished: Callable[[Inverted, list[torch.Tensor]], object],
+    ) -> None:
+        self.sigmas, self.inverter, self.finished = sigmas, inverter, finished
 
     def run(
         self,
@@ -101,78 +48,17 @@ class InversionSampler(OwnSampler):
         latent_image: torch.Tensor,
     ) -> torch.Tensor:
         steps = len(self.sigmas) - 1
+        residuals: list[torch.Tensor] = []
 
         def on_step(i: int, step: Step) -> None:
             if step.residual is not None:
-                self.residuals.append(step.residual.float().cpu())
+                residuals.append(step.residual.float().cpu())
             show(i, step.denoised, step.x, steps)
 
-        latents = invert(
-            self.inverter, _guided(guider, extra_args), latent_image, self.sigmas, on_step
-        )
-        self.latents = latents.float().cpu()
-        return latents[-1]
-
-
-class ReplaySampler(OwnSampler):
-    """DDIM from the trajectory's noise to the picture on [source; targets] rows.
-
-    Where rows are after a step the Edit Guider says (`land`); under a plain guider the correction
-    does.
-    """
-
-    lands = True
-    """Calls the guider's `land` after every step."""
-
-    def __init__(self, trajectory: Trajectory, correction: Correction) -> None:
-        self.trajectory = trajectory
-        self.correction = correction
-
-    def run(
-        self,
-        guider: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        show: Show,
-        latent_image: torch.Tensor,
-    ) -> torch.Tensor:
-        pivot, batch = self.trajectory, self.trajectory.batch
-        _check_levels(sigmas, pivot)
-        land = getattr(guider, "land", self._land)
-        denoise = _guided(guider, extra_args)
-        run = run_of(extra_args["model_options"])
-        if run is not None:
-            run.stepped = True
-        levels = [float(sigma) for sigma in pivot.sigmas.flip(0)]
-        x = torch.cat([pivot.noise] * (len(latent_image) // batch)).to(latent_image)
-        for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
-            eps = predict_eps(denoise, x, sigma)
-            denoised = to_exploding(x, sigma) - sigma * eps
-            x = ddim_step(x, eps, sigma, sigma_next)
-            x = land(x, pivot.steps - i - 1)
-            x = x if run is None else run.after_step(x, Place(i, pivot.steps, sigma))
-            check_finite(
-                x, "the edited latent", f"replay, step {i + 1} of {pivot.steps}, sigma {sigma:.4g}"
-            )
-            show(i, denoised, x, pivot.steps)
-        return x
-
-    def _land(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        batch = self.trajectory.batch
-        return torch.cat(
-            [self.correction.source_after(x[:batch], self.trajectory, index), x[batch:]]
-        )
-
-
-def _check_levels(sigmas: torch.Tensor, trajectory: Trajectory) -> None:
-    mine = trajectory.descending.to(sigmas)
-    if len(sigmas) != len(mine) or not torch.allclose(sigmas, mine, rtol=1e-4):
-        raise PivotError(
-            f"the inversion's own {trajectory.steps} steps",
-            f"{len(sigmas) - 1} steps of other sigmas",
-            "Connect the sigmas output of Inversion Parts.",
-            "Inversion Parts sampler",
-        )
+        denoise = denoiser(lambda host, levels: guider(host, levels, **extra_args))
+        inverted = self.inverter.invert(denoise, latent_image, self.sigmas, VP, on_step)
+        self.finished(inverted, residuals)
+        return inverted.latents[-1]
 
 
 def preview(model: Any, steps: int) -> Any:
@@ -218,36 +104,33 @@ def run_inversion(
     check_uncontrolled(model, where)
     _check_guided(negative, cfg, where)
     samples = check_latent(latent, model, where)
-    sigmas = check_levels(level_table(trained_sigmas(model), steps, end), where)
-    sampler = InversionSampler(sigmas, inverter)
+    sigmas = check_levels(VP.levels(trained_sigmas(model), steps, end), where)
+    answers: list[tuple[Inverted, list[torch.Tensor]]] = []
+    sampler = InversionSampler(sigmas, inverter, lambda *answer: answers.append(answer))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(source, source if negative is None else negative)
     guider.set_cfg(cfg)
-    guider.sample(
-        torch.zeros_like(samples),
-        samples,
-        sampler,
-        sigmas.float(),
-        callback=preview(model, steps),
-        seed=0,
-    )
-    if sampler.latents is None:
+    nothing = torch.zeros_like(samples)
+    shown = preview(model, steps)
+    guider.sample(nothing, samples, sampler, sigmas.float(), callback=shown, seed=0)
+    if not answers:
         raise PivotError(
             "an inversion that ran",
             "none",
             "Remove patches that replace the sampling function.",
             where,
         )
-    made = Trajectory(
+    inverted, residuals = answers[-1]
+    trajectory = Trajectory(
         sigmas,
-        sampler.latents,
+        inverted.latents.float().cpu(),
         inverter.name,
         fingerprint(model),
         conditioning_fingerprint(source),
         prompt_of(source),
         cfg,
     )
-    return made, sampler.residuals
+    return trajectory, residuals
 
 
 def check_uncontrolled(model: Any, where: str) -> None:
@@ -281,27 +164,22 @@ class Edit:
     rows_per_step: float
 
 
-def run_edit(
-    guider: Any,
-    trajectory: Trajectory,
-    correction: Correction,
-    watch: Callable[[torch.Tensor], object] = lambda x: None,
-) -> Edit:
-    """Replay an inversion under an EditGuider. watch(x) sees the rows after every step,
-    variance-preserving."""
-    model = guider.model_patcher
+def run_edit(guider: Any, watch: Callable[[torch.Tensor], object] = lambda x: None) -> Edit:
+    """Replay an inversion under an EditGuider. watch(x) sees the rows after every step, in the
+    papers' coordinates."""
+    model, trajectory = guider.model_patcher, guider.trajectory
+    batch, sigmas = trajectory.batch, guider.step.descending
     latent = clean_rows(model, trajectory, guider.targets)
     rows = guider.sample(
         torch.zeros_like(latent),
         latent,
-        ReplaySampler(trajectory, correction),
-        trajectory.descending,
-        callback=_targets_first(preview(model, trajectory.steps), trajectory.batch, watch),
+        ReplaySampler(trajectory),
+        sigmas,
+        callback=_targets_first(preview(model, len(sigmas) - 1), batch, watch),
         seed=0,
     )
     rows = rows.to(comfy.model_management.intermediate_device())
-    batch = trajectory.batch
-    rows_per_step = guider.rows_run / (trajectory.steps * batch)
+    rows_per_step = guider.rows_run / ((len(sigmas) - 1) * batch)
     return Edit(rows[batch:], rows[:batch], rows_per_step)
 
 
@@ -320,3 +198,23 @@ def clean_rows(model: Any, trajectory: Trajectory, targets: int = 1) -> torch.Te
     """The inverted picture on the host's latent scale, once for the source and once for each
     target's rows."""
     return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * (1 + targets)))
+
+
+class TrajectoryNoise:
+    """ComfyUI's NOISE: what a stock sampler adds to the latent so that it starts from the
+    inversion's noise."""
+
+    seed = 0
+
+    def __init__(self, model: Any, trajectory: Trajectory) -> None:
+        self.model = model
+        self.trajectory = trajectory
+
+    def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
+        """The noise for a LATENT of as many pictures, or of a multiple."""
+        samples, batch = latent["samples"], self.trajectory.batch
+        self.trajectory.check_matches(samples[:batch], "Inversion Parts noise")
+        sigma, path = float(self.trajectory.sigmas[-1]), PATHS[self.trajectory.path]
+        end = path.to_host(torch.cat([self.trajectory.noise] * (len(samples) // batch)), sigma)
+        start = self.model.model.process_latent_in(samples) if samples.count_nonzero() else samples
+        return (end - start.to(end)) / sigma

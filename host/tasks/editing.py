@@ -10,11 +10,11 @@ import torch
 
 from ...core.guidance import Guidance
 from ...core.trajectory import Trajectory
-from ...inversion import correction_for
 from ...inversion.ddim import Uncorrected
 from ..model.checks import conditioning_fingerprint
 from ..run.guider import EditGuider
-from ..run.sampling import ReplaySampler, preview, run_edit
+from ..run.replay import ReplaySampler
+from ..run.sampling import preview, run_edit
 from ..text.prompts import Conditioning
 from .masks import blend_mask
 
@@ -31,8 +31,7 @@ def edit_guider(
 ) -> EditGuider:
     """The GUIDER of an edit under a correction method's name, and a guidance rule (default:
     plain)."""
-    chosen = correction_for(trajectory, correction)
-    return EditGuider(model, trajectory, source, target, negative, cfg, chosen, guidance)
+    return EditGuider(model, trajectory, source, target, negative, cfg, correction, guidance)
 
 
 def edit(
@@ -48,7 +47,7 @@ def edit(
     """Edited LATENT, reconstructed LATENT, a report of what was run, and the mask of a local
     blend."""
     guider = edit_guider(model, trajectory, source, target, negative, cfg, correction, guidance)
-    result = run_edit(guider, trajectory, guider.correction)
+    result = run_edit(guider)
     rule = f", {guidance.title}" if guidance else ""
     made = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
     remark = guider.correction.remark(
@@ -68,7 +67,7 @@ def replay(
     guider.set_conds(source, source if negative is None else negative)
     guider.set_cfg(trajectory.guidance)
     latent = model.model.process_latent_out(trajectory.latents[0])
-    sampler = ReplaySampler(trajectory, Uncorrected())
+    sampler = ReplaySampler(trajectory, Uncorrected.name)
     callback = preview(model, trajectory.steps)
     samples: torch.Tensor = guider.sample(
         torch.zeros_like(latent), latent, sampler, trajectory.descending, callback=callback, seed=0

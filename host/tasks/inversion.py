@@ -12,8 +12,9 @@ from ...core.correction import Correction
 from ...core.inverter import Inverter
 from ...core.quality import latent_psnr
 from ...core.trajectory import Trajectory
-from ...inversion import correction_for
-from ..run.sampling import ReplaySampler, clean_rows, run_inversion
+from ...inversion import correction_for, rule_for
+from ..run.replay import ReplaySampler
+from ..run.sampling import TrajectoryNoise, clean_rows, run_inversion
 from ..text.prompts import Conditioning
 from .editing import replay
 
@@ -59,26 +60,6 @@ def with_correction(trajectory: Trajectory, correction: Correction) -> Trajector
     return dataclasses.replace(trajectory, correction=correction)
 
 
-class TrajectoryNoise:
-    """ComfyUI's NOISE: what a stock sampler adds to the latent so that it starts from the
-    inversion's noise."""
-
-    seed = 0
-
-    def __init__(self, model: Any, trajectory: Trajectory) -> None:
-        self.model = model
-        self.trajectory = trajectory
-
-    def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
-        samples = latent["samples"]
-        self.trajectory.check_matches(samples[: self.trajectory.batch], "Inversion Parts noise")
-        sigma = float(self.trajectory.sigmas[-1])
-        rows = len(samples) // self.trajectory.batch
-        end = torch.cat([self.trajectory.noise] * rows) * (1.0 + sigma**2) ** 0.5
-        start = self.model.model.process_latent_in(samples) if samples.count_nonzero() else samples
-        return (end - start.to(end)) / sigma
-
-
 @dataclasses.dataclass(frozen=True)
 class InversionParts:
     """An inversion as SAMPLER, SIGMAS, NOISE and LATENT."""
@@ -93,9 +74,10 @@ class InversionParts:
         cls, model: Any, trajectory: Trajectory, correction: str, targets: int = 1
     ) -> InversionParts:
         """The parts under a correction method's name, for a number of target prompts."""
+        correction_for(trajectory, correction)
         return cls(
-            ReplaySampler(trajectory, correction_for(trajectory, correction)),
-            trajectory.descending,
+            ReplaySampler(trajectory, correction),
+            rule_for(trajectory).descending(trajectory),
             TrajectoryNoise(model, trajectory),
             {"samples": clean_rows(model, trajectory, targets)},
         )

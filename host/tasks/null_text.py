@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 
 from ...core.errors import PivotError
-from ...core.schedule import Denoise, predict_eps
+from ...core.path import VP, Denoise
 from ...core.trajectory import Trajectory
 from ...inversion.null_text import (
     PRESETS,
@@ -30,13 +30,9 @@ from ..model.checks import (
     conditioning_fingerprint,
 )
 from ..model.gradients import SavedBytes, differentiable, with_plain_attention
-from ..run.sampling import (
-    OwnSampler,
-    Show,
-    check_uncontrolled,
-    denoiser,
-    preview,
-)
+from ..run.replay import Show, denoiser
+from ..run.runs import OwnSampler
+from ..run.sampling import check_uncontrolled, preview
 from ..text.conditioning import rows_in, text_of, with_text
 from ..text.prompts import Conditioning
 
@@ -67,13 +63,13 @@ class HostNetwork:
 
     def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         with torch.no_grad():
-            return predict_eps(self._denoise(self.guider.conds["positive"]), x, sigma)
+            return VP.predict_eps(self._denoise(self.guider.conds["positive"]), x, sigma)
 
     def null(
         self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
     ) -> torch.Tensor:
         conds = [_of(cond, pictures) for cond in self.guider.conds[self.base]]
-        return predict_eps(self._denoise(with_text(conds, embedding)), x, sigma)
+        return VP.predict_eps(self._denoise(with_text(conds, embedding)), x, sigma)
 
     def part(self, change: Callable[[torch.Tensor], torch.Tensor]) -> HostNetwork:
         """The network with another form of what it reads beside the latents."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...core.control import Place
-from ...core.correction import Correction, Uncond
-from ...core.trajectory import Trajectory
+from ...core.correction import Uncond
+from ...core.step import EditStep
 from .conditioning import (
     between,
     equal_lengths,
@@ -30,21 +30,21 @@ class Unconds:
 
     def __init__(
         self,
-        trajectory: Trajectory,
-        correction: Correction,
+        step: EditStep,
         source: Conditioning,
         negative: Conditioning,
         targets: int,
     ) -> None:
-        self.trajectory, self.correction, self.targets = trajectory, correction, targets
-        self.made: dict[str, Conditioning] = {}
+        self.trajectory, self.correction, self.targets = step.trajectory, step.correction, targets
+        self.moments = step.moments
+        self.texts: dict[str, Conditioning] = {}
         texts = {"source": source, "negative": negative}
-        for step in range(trajectory.steps):
-            first, rest = (_plain(one) for one in self.pair(Place(step, trajectory.steps, 0.0)))
+        for moment in self.moments:
+            first, rest = (_plain(one) for one in self.pair(moment.place))
             for one in (first, rest):
-                if _name(one) not in self.made:
+                if _name(one) not in self.texts:
                     base = texts[one.base]
-                    self.made[_name(one)] = (
+                    self.texts[_name(one)] = (
                         between(base, negative, one.mix, _BOTH) if one.mix else base
                     )
             if first != rest:
@@ -56,7 +56,7 @@ class Unconds:
 
     def at(self, conds: Conds, place: Place, rows: slice) -> list[dict[str, Any]]:
         """The processed conds of a slice of the rows, out of all that were processed from
-        `made`."""
+        `texts`."""
         batch = self.trajectory.batch
         source, target = self.pair(place)
         reads = [source if row < batch else target for row in range(rows.start, rows.stop)]
@@ -71,7 +71,8 @@ class Unconds:
 
     def _texts(self, chosen: Any, reads: list[Uncond], rows: slice, place: Place) -> torch.Tensor:
         """Optimised embeddings of the step where a row reads them, its own text elsewhere."""
-        nulls = self.trajectory.nulls[place.step]  # type: ignore[index]  # the correction has checked
+        step = self.trajectory.steps - self.moments[place.step].upper
+        nulls = self.trajectory.nulls[step]  # type: ignore[index]  # the correction has checked
         text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
         text = text.expand(len(reads), -1, -1)
         pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]
@@ -86,11 +87,13 @@ class Unconds:
         """Source rows that read `first` and target rows that read `rest`, in one conditioning."""
         batch = self.trajectory.batch
         below = [
-            (text.repeat(self.targets, 1, 1), options) for text, options in self.made[_name(rest)]
+            (text.repeat(self.targets, 1, 1), options) for text, options in self.texts[_name(rest)]
         ]
         below = [(text, _pooled(options, self.targets)) for text, options in below]
-        if _both(first, rest) not in self.made:
-            self.made[_both(first, rest)] = stack_rows(self.made[_name(first)], below, batch, _BOTH)
+        if _both(first, rest) not in self.texts:
+            self.texts[_both(first, rest)] = stack_rows(
+                self.texts[_name(first)], below, batch, _BOTH
+            )
 
 
 def _pooled(options: dict[str, Any], times: int) -> dict[str, Any]:

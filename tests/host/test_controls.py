@@ -331,7 +331,7 @@ def test_leaving_rows_out_gives_the_same_edit(
             correction,
         )
         guider.economy = economy
-        made.append(run_edit(guider, trajectory, guider.correction))
+        made.append(run_edit(guider))
     assert made[1].rows_per_step == 4.0 and made[0].rows_per_step <= 4.0
     close(made[0].edited, made[1].edited)
 

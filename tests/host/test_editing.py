@@ -14,7 +14,7 @@ from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.control import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
-from pivot_edit.host.run import sampling
+from pivot_edit.core import step
 from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.tasks.editing import edit, edit_guider
 from pivot_edit.host.tasks.inversion import InversionParts, invert_latent
@@ -257,7 +257,7 @@ def test_after_a_failure_the_model_samples_as_before(
         raise RuntimeError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "check_finite", stop)
+        patch.setattr(step, "check_finite", stop)
         expected = management.InterruptProcessingException if fail == "interrupt" else RuntimeError
         with pytest.raises(expected):
             run(patched, trajectory, texts)

@@ -20,13 +20,13 @@ from pivot_edit.guidance import ClassifierFree, Proximal
 from pivot_edit.host.model.layers import layers_of
 from pivot_edit.host.run import sampling
 from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.replay import ReplaySampler
 from pivot_edit.host.run.sampling import run_edit
 from pivot_edit.host.tasks.editing import edit, edit_guider
 from pivot_edit.host.tasks.guidance import PRESETS
 from pivot_edit.host.tasks.inversion import InversionParts, invert_latent, with_correction
 from pivot_edit.host.text.conditioning import join_rows
 from pivot_edit.inversion import Ddim, Direct, FixedPoint, NegativePrompt, NullText
-from pivot_edit.inversion.ddim import Uncorrected
 from test_controls import close, differ
 from test_editing import Passthrough, pair
 from tools.pack import part
@@ -163,7 +163,7 @@ def by_the_host(
     guider.set_conds(positive, negative)
     guider.set_cfg(CFG)
     latent = sampling.clean_rows(model, trajectory, rows - 1)
-    sampler = sampling.ReplaySampler(trajectory, Uncorrected())
+    sampler = ReplaySampler(trajectory, "none")
     return guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.descending, seed=0)
 
 
@@ -325,7 +325,7 @@ def test_leaving_rows_out_changes_nothing(model, trajectory, texts, correction) 
             guidance=PRESETS["proxnpi_pie_bench"],
         )
         guider.economy = economy
-        edits.append(run_edit(guider, trajectory, guider.correction).edited)
+        edits.append(run_edit(guider).edited)
     close(*edits)
 
 
@@ -478,7 +478,7 @@ def test_every_unconditional_row_reads_its_text_and_pooled_vector(
     if split:
         monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e18)
     calls = reading(model, monkeypatch)
-    run_edit(guider, pivot, guider.correction)
+    run_edit(guider)
     read = unconditional(calls, 6)
     assert len(read) == STEPS and len(calls) == STEPS * (1 + split)
     for step, (text, vectors) in enumerate(read):
@@ -715,16 +715,16 @@ def test_nothing_of_a_rule_is_left_for_the_next_run(model, trajectory, texts, mo
         guider_of(model, trajectory, texts, correction="negative_prompt", guidance=r)
         for r in (PROXNPI, None)
     )
-    first = run_edit(guider, trajectory, guider.correction).edited
-    between = run_edit(other, trajectory, other.correction).edited
-    assert torch.equal(run_edit(guider, trajectory, guider.correction).edited, first)
+    first = run_edit(guider).edited
+    between = run_edit(other).edited
+    assert torch.equal(run_edit(guider).edited, first)
     assert torch.equal(between, run(model, trajectory, texts, None, "negative_prompt")[0])
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "check_finite", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_edit(guider, trajectory, guider.correction)
+            run_edit(guider)
     assert guider._guided is None
-    assert torch.equal(run_edit(guider, trajectory, guider.correction).edited, first)
+    assert torch.equal(run_edit(guider).edited, first)
 
 
 SIZES = {
@@ -750,7 +750,7 @@ def test_size_conditioning_reaches_every_row(model, texts, name, monkeypatch) ->
     guider = guider_of(model, pivot, sized)
     guider.economy = False
     calls = reading(model, monkeypatch)
-    run_edit(guider, pivot, guider.correction)
+    run_edit(guider)
 
     def vector(text: Any) -> torch.Tensor:
         return model.model.encode_adm(**text[0][1], device=torch.device("cpu"))

@@ -17,7 +17,7 @@ from pivot_edit.host.run.guider import EditGuider
 from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.run.sampling import run_edit
 from pivot_edit.host.tasks.inversion import invert_latent
-from pivot_edit.inversion import Ddim, correction_named
+from pivot_edit.inversion import Ddim
 
 CFG = 5.0
 WORDS = PromptPair(prompt("a red cat on a mat"), prompt("a red tiger-3 on a mat"))
@@ -59,11 +59,9 @@ def folded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Edited and reconstructed samples of the pack's own way, cross .8, self .4."""
     patched = add_controller(model, PromptToPrompt((alignment,)))
-    guider = EditGuider(
-        patched, trajectory, **texts, cfg=CFG, correction=correction_named(correction)
-    )
+    guider = EditGuider(patched, trajectory, **texts, cfg=CFG, correction=correction)
     guider.economy = economy
-    result = run_edit(guider, trajectory, guider.correction)
+    result = run_edit(guider)
     return result.edited, result.reconstructed
 
 

@@ -48,7 +48,7 @@ def allocated(model: Any, controller: Controller) -> MemoryHook:
         add_controller(model, controller), pivot, source, target, negative, 5.0, "direct"
     )
     with MemoryHook() as hook:
-        run_edit(guider, pivot, guider.correction)
+        run_edit(guider)
     return hook
 
 

@@ -17,12 +17,13 @@ from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE, SOURCE, Correction, Uncond
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import invert
-from pivot_edit.core.schedule import ddim_step, level_table, predict_eps, slerp
+from pivot_edit.core.path import VP
+from pivot_edit.core.schedule import slerp
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import CORRECTIONS, Ddim, correction_for, correction_named
 
 STEPS = 25
-SIGMAS = level_table(sd_sigmas(), STEPS)
+SIGMAS = VP.levels(sd_sigmas(), STEPS)
 GUIDANCE = [1.0, 7.5, 20.0]
 STD = 0.3 + noise(9, 4, 3, 5).abs()
 MEANS = {text: noise(seed, 4, 3, 5) for seed, text in enumerate(("", "a cat", "a dog"))}
@@ -33,7 +34,7 @@ Texts = tuple[str, ...]
 def predict(texts: Texts, x: torch.Tensor, sigma: float) -> torch.Tensor:
     """eps of rows that each read their own text: every text is normal data around its own mean."""
     mean = torch.stack([MEANS[text] for text in texts]).to(x)
-    return predict_eps(gaussian(mean, STD.to(x)), x, sigma)
+    return VP.predict_eps(gaussian(mean, STD.to(x)), x, sigma)
 
 
 def inverted(source: str = "a cat") -> Trajectory:
@@ -61,7 +62,7 @@ def replay(
     for i in range(trajectory.steps, 0, -1):
         sigma, sigma_next = trajectory.sigmas[i].item(), trajectory.sigmas[i - 1].item()
         eps_u, eps_c = predict(unconds, x, sigma), predict((source, target), x, sigma)
-        x = ddim_step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
+        x = VP.step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
         x[:1] = correction.source_after(x[:1], trajectory, i - 1)
         latents.append(x)
     return torch.stack(latents)
@@ -73,7 +74,7 @@ def plain_guided(trajectory: Trajectory, w: float, text: str, negative: str = ""
     latents = [x]
     for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
         eps_u, eps_c = predict((negative,), x, sigma), predict((text,), x, sigma)
-        x = ddim_step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
+        x = VP.step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
         latents.append(x)
     return torch.stack(latents)
 
@@ -84,7 +85,7 @@ def conditional(trajectory: Trajectory, text: str) -> torch.Tensor:
     latents = [x]
     for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
         latents.append(
-            ddim_step(latents[-1], predict((text,), latents[-1], sigma), sigma, sigma_next)
+            VP.step(latents[-1], predict((text,), latents[-1], sigma), sigma, sigma_next)
         )
     return torch.stack(latents)
 
@@ -143,7 +144,7 @@ def two_passes(
             predict(("", ""), x, descending[i]),
             predict((pivot.conditioning, target), x, descending[i]),
         )
-        return ddim_step(x, eps_u + w * (eps_c - eps_u), descending[i], descending[i + 1])
+        return VP.step(x, eps_u + w * (eps_c - eps_u), descending[i], descending[i + 1])
 
     offsets, x = [], torch.cat([pivot.noise] * 2)
     for i in range(pivot.steps):

@@ -25,10 +25,10 @@ from reference import (
 
 from pivot_edit.core import inverter
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.schedule import Denoise, ddim_step, level_table, predict_eps
+from pivot_edit.core.path import VP, Denoise
 from pivot_edit.inversion import Ddim
 
-LEVELS = level_table(sd_sigmas(), 50)
+LEVELS = VP.levels(sd_sigmas(), 50)
 
 
 def invert(
@@ -48,7 +48,7 @@ def sample(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Ten
     latents, descending = [x], sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(descending, descending[1:], strict=False):
         x = latents[-1]
-        latents.append(ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next))
+        latents.append(VP.step(x, VP.predict_eps(denoise, x, sigma), sigma, sigma_next))
     return torch.stack(latents[::-1])
 
 
@@ -94,15 +94,15 @@ def test_the_levels_are_those_of_diffusers(peers: tuple[Any, Any]) -> None:
 
 def test_one_step_is_the_step_of_diffusers_both_ways(peers: tuple[Any, Any]) -> None:
     forward, inverse = peers
-    sigmas = level_table(peer_sigmas(forward), 50).tolist()
+    sigmas = VP.levels(peer_sigmas(forward), 50).tolist()
     x, eps = noise(0, 1, 4, 4, 4), noise(1, 1, 4, 4, 4)
     for i, time in enumerate(inverse.timesteps.tolist()):
         lower, upper = sigmas[i], sigmas[i + 1]
         assert (
-            relative(ddim_step(x, eps, upper, lower), forward.step(eps, time, x).prev_sample) < 1e-6
+            relative(VP.step(x, eps, upper, lower), forward.step(eps, time, x).prev_sample) < 1e-6
         )
         assert (
-            relative(ddim_step(x, eps, lower, upper), inverse.step(eps, time, x).prev_sample) < 1e-6
+            relative(VP.step(x, eps, lower, upper), inverse.step(eps, time, x).prev_sample) < 1e-6
         )
 
 
@@ -110,7 +110,7 @@ def test_a_whole_sampling_run_is_that_of_diffusers(peers: tuple[Any, Any]) -> No
     forward, _ = peers
     net, table = convolution(3), peer_sigmas(forward)
     x = noise(0, 2, 4, 6, 6)
-    ours = sample(denoiser(net), x, level_table(table, 50))
+    ours = sample(denoiser(net), x, VP.levels(table, 50))
     for i, time in enumerate(forward.timesteps):
         x = forward.step(net(x, table[time].item()), time, x).prev_sample
         assert relative(ours[49 - i], x) < 1e-5
@@ -122,7 +122,7 @@ def test_a_whole_inversion_is_that_of_diffusers(peers: tuple[Any, Any]) -> None:
     _, inverse = peers
     net, table = convolution(3), peer_sigmas(inverse)
     x = noise(0, 2, 4, 6, 6)
-    ours = invert(denoiser(net), x, level_table(table, 50))
+    ours = invert(denoiser(net), x, VP.levels(table, 50))
     for i, time in enumerate(inverse.timesteps):
         x = inverse.step(net(x, table[time].item()), time, x).prev_sample
         assert relative(ours[i + 1], x) < 1e-5
@@ -147,7 +147,7 @@ def test_a_constant_eps_comes_back_exactly_in_any_number_of_steps(
     steps: int, end: str, evaluation: str
 ) -> None:
     x0, eps = noise(0, 1, 4, 2, 2), noise(1, 1, 4, 2, 2)
-    denoise, sigmas = denoiser(lambda x, sigma: eps), level_table(sd_sigmas(), steps, end)
+    denoise, sigmas = denoiser(lambda x, sigma: eps), VP.levels(sd_sigmas(), steps, end)
     there = invert(denoise, x0, sigmas, evaluation)
     torch.testing.assert_close(sample(denoise, there[-1], sigmas), there, rtol=0, atol=1e-12)
 
@@ -157,8 +157,8 @@ MEAN, STD = noise(5, 4, 4, 4), 0.1 + 0.3 * noise(6, 4, 4, 4).abs()
 
 def round_trip_error(steps: int, back_end: str) -> float:
     denoise, x0 = gaussian(MEAN, STD), MEAN + STD * noise(7, 1, 4, 4, 4)
-    there = invert(denoise, x0, level_table(sd_sigmas(), steps))
-    back = sample(denoise, there[-1], level_table(sd_sigmas(), steps, back_end))
+    there = invert(denoise, x0, VP.levels(sd_sigmas(), steps))
+    back = sample(denoise, there[-1], VP.levels(sd_sigmas(), steps, back_end))
     return (back[0] - x0).abs().mean().item()
 
 
@@ -232,7 +232,7 @@ def test_the_network_sees_the_lower_latent_at_the_chosen_time(
         return convolution(3)(x, sigma)
 
     latents = invert(
-        denoiser(net), noise(0, 1, 4, 2, 2), level_table(sd_sigmas(), 50, end), evaluation
+        denoiser(net), noise(0, 1, 4, 2, 2), VP.levels(sd_sigmas(), 50, end), evaluation
     )
     torch.testing.assert_close(torch.stack([x for x, _ in seen]), latents[:-1], rtol=0, atol=1e-12)
     assert [sigma for _, sigma in seen] == times.tolist()

@@ -11,10 +11,10 @@ from reference import NoiseNet, convolution, denoiser, noise, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import Step, invert
-from pivot_edit.core.schedule import Denoise, ddim_step, level_table, predict_eps
+from pivot_edit.core.path import VP, Denoise
 from pivot_edit.inversion import Ddim, FixedPoint
 
-SIGMAS = level_table(sd_sigmas(), 20)
+SIGMAS = VP.levels(sd_sigmas(), 20)
 SIZE = (4, 4, 5)
 STEP = (SIGMAS[9].item(), SIGMAS[10].item())
 
@@ -23,7 +23,7 @@ def back(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor = SIGMAS) -> to
     """DDIM from noise to clean."""
     descending = sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(descending, descending[1:], strict=False):
-        x = ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next)
+        x = VP.step(x, VP.predict_eps(denoise, x, sigma), sigma, sigma_next)
     return x
 
 
@@ -38,7 +38,7 @@ def round_trip(
 def miss(denoise: Denoise, step: Step, x: torch.Tensor) -> torch.Tensor:
     """How far a step's latents are from what their own prediction would have made of the lower
     ones, relative, [B]."""
-    image = ddim_step(x, predict_eps(denoise, step.x, STEP[1]), *STEP)
+    image = VP.step(x, VP.predict_eps(denoise, step.x, STEP[1]), *STEP)
     return (image - step.x).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)
 
 
@@ -72,7 +72,7 @@ def test_the_error_falls_geometrically_with_the_iterations_to_rounding() -> None
 
 @pytest.mark.parametrize("end", ["reference", "host"])
 def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
-    sigmas, x0 = level_table(sd_sigmas(), 20, end), noise(1, 2, *SIZE).float()
+    sigmas, x0 = VP.levels(sd_sigmas(), 20, end), noise(1, 2, *SIZE).float()
     steps: list[Step] = []
     mine = invert(
         FixedPoint(0), denoiser(convolution(3)), x0, sigmas, lambda i, step: steps.append(step)
@@ -83,7 +83,7 @@ def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
 
 @pytest.mark.parametrize("w", [2.0, 3.0])
 def test_it_comes_back_at_the_guidance_it_was_made_at_where_ddim_does_not(w: float) -> None:
-    x0, sigmas = noise(1, 2, *SIZE), level_table(sd_sigmas(), 50)
+    x0, sigmas = noise(1, 2, *SIZE), VP.levels(sd_sigmas(), 50)
     exact, ddim = (
         round_trip(one, guided(w), x0, sigmas).max().item()
         for one in (FixedPoint(40, 1e-13), Ddim())
@@ -121,8 +121,8 @@ def test_a_residual_is_the_steps_error_on_the_way_back() -> None:
     scale."""
     denoise, x = denoiser(convolution(3)), noise(1, 2, *SIZE)
     step = FixedPoint(3, 0.0).step(denoise, x, *STEP)
-    eps = predict_eps(denoise, step.x, STEP[1])
-    image, returned = ddim_step(x, eps, *STEP), ddim_step(step.x, eps, STEP[1], STEP[0])
+    eps = VP.predict_eps(denoise, step.x, STEP[1])
+    image, returned = VP.step(x, eps, *STEP), VP.step(step.x, eps, STEP[1], STEP[0])
     scale = math.sqrt((1 + STEP[1] ** 2) / (1 + STEP[0] ** 2))
     torch.testing.assert_close(returned - x, scale * (step.x - image), rtol=0, atol=1e-12)
 

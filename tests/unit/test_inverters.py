@@ -11,7 +11,7 @@ from reference import gaussian, noise, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import Inverter, invert
-from pivot_edit.core.schedule import ddim_step, level_table, predict_eps
+from pivot_edit.core.path import VP
 from pivot_edit.inversion import INVERTERS, Ddim, FixedPoint, inverter_named
 
 MEAN, STD = noise(5, 4, 4, 4), 0.1 + 0.3 * noise(6, 4, 4, 4).abs()
@@ -25,11 +25,11 @@ def round_trip_error(inverter: Inverter, steps: int) -> float:
     denoise, x0, sigmas = (
         gaussian(MEAN, STD),
         MEAN + STD * noise(7, 1, 4, 4, 4),
-        level_table(sd_sigmas(), steps),
+        VP.levels(sd_sigmas(), steps),
     )
     x, levels = invert(inverter, denoise, x0, sigmas)[-1], sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(levels, levels[1:], strict=False):
-        x = ddim_step(x, predict_eps(denoise, x, sigma), sigma, sigma_next)
+        x = VP.step(x, VP.predict_eps(denoise, x, sigma), sigma, sigma_next)
     return (x - x0).abs().mean().item()
 
 

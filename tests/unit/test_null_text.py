@@ -14,7 +14,7 @@ from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.inverter import invert
-from pivot_edit.core.schedule import level_table, to_preserving
+from pivot_edit.core.path import VP
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Ddim, NullText, correction_for
 from pivot_edit.inversion.null_text import PRESETS, Optimized, Problem, Secant, Settings, optimize
@@ -58,13 +58,13 @@ class Analytic:
 
 def pivot(steps: int = 20, batch: int = 1, seed: int = 7) -> Trajectory:
     """DDIM inversion of pictures that the source text is about."""
-    sigmas = level_table(sd_sigmas(), steps)
+    sigmas = VP.levels(sd_sigmas(), steps)
     x0 = torch.tanh(SOURCE.flatten(1) @ WEIGHTS).view(1, *PICTURE) + STD * noise(
         seed, batch, *PICTURE
     )
 
     def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
-        return exploding - sigma * predict(to_preserving(exploding, sigma), sigma, SOURCE)
+        return exploding - sigma * predict(VP.from_host(exploding, sigma), sigma, SOURCE)
 
     return Trajectory(sigmas, invert(Ddim(), denoise, x0, sigmas), "ddim", "toy", "source")
 

@@ -16,13 +16,8 @@ from pivot_edit.core.control import Place, window_open
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance, Guided
 from pivot_edit.core.inverter import invert
-from pivot_edit.core.schedule import (
-    ddim_step,
-    ddim_timesteps,
-    level_table,
-    predict_eps,
-    to_exploding,
-)
+from pivot_edit.core.path import VP
+from pivot_edit.core.schedule import ddim_timesteps
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.guidance.cfg import ClassifierFree
 from pivot_edit.guidance.proximal import (
@@ -58,7 +53,7 @@ def guided(rule: Proximal, delta: torch.Tensor, batch: int = 1, place: Place = O
 
 
 def short_trajectory(batch: int = 1, steps: int = 4) -> Trajectory:
-    sigmas = level_table(sd_sigmas(), steps)
+    sigmas = VP.levels(sd_sigmas(), steps)
     return Trajectory(sigmas, noise(50, steps + 1, batch, *SIZE), "ddim", "toy", "a cat")
 
 
@@ -413,13 +408,14 @@ def replay(rule: Guidance, pivot: Trajectory, w: float, source: int, target: int
         index = pivot.steps - i - 1
         sigma, sigma_next = pivot.sigmas[index + 1].item(), pivot.sigmas[index].item()
         eps_u, both = (
-            torch.cat([predict_eps(denoiser(net), row[None], sigma) for row in x]) for net in nets
+            torch.cat([VP.predict_eps(denoiser(net), row[None], sigma) for row in x])
+            for net in nets
         )
         eps_c = torch.cat([eps_u[:1], both[1:]])
         made = rule.guide(eps_c - eps_u, 1, Place(i, pivot.steps, sigma))
         eps = eps_u + w * made.delta
-        denoised = to_exploding(x, sigma) - sigma * eps
-        x = rule.after_step(ddim_step(x, eps, sigma, sigma_next), denoised, made, pivot, index)
+        denoised = VP.to_host(x, sigma) - sigma * eps
+        x = rule.after_step(VP.step(x, eps, sigma, sigma_next), denoised, made, pivot, index)
         x = torch.cat([correction.source_after(x[:1], pivot, index), x[1:]])
         latents.append(x)
     return torch.stack(latents)
@@ -429,7 +425,7 @@ SOURCE, TARGET = 3, 11
 
 
 def inverted(steps: int) -> Trajectory:
-    sigmas = level_table(sd_sigmas(), steps)
+    sigmas = VP.levels(sd_sigmas(), steps)
     latents = invert(Ddim(), denoiser(convolution(SOURCE)), noise(20, 1, *SIZE), sigmas)
     return Trajectory(sigmas, latents, "ddim", "toy", "source")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from reference import noise, sd_sigmas
 
+from pivot_edit.core.path import VP
 from pivot_edit.core.quality import (
     AS_GOOD,
     NoiseFigures,
@@ -18,7 +19,6 @@ from pivot_edit.core.quality import (
     psnr,
     verdict,
 )
-from pivot_edit.core.schedule import level_table
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Direct, NegativePrompt, NullText, Uncorrected
 
@@ -29,7 +29,7 @@ GOOD = Quality(33.9, 34.0, 33.5, GAUSSIAN)
 def trajectory(steps: int = 50, method: str = "ddim", guidance: float = 1.0) -> Trajectory:
     latents = noise(0, steps + 1, 2, 4, 3, 5).float()
     return Trajectory(
-        level_table(sd_sigmas(), steps), latents, method, "a model", "a text", guidance=guidance
+        VP.levels(sd_sigmas(), steps), latents, method, "a model", "a text", guidance=guidance
     )
 
 

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from reference import abar_of, denoiser, few, noise, sd_sigmas, vp_step
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.schedule import (
-    ddim_step,
-    ddim_timesteps,
-    level_table,
-    predict_eps,
-    to_exploding,
-    to_preserving,
-)
+from pivot_edit.core.path import VP
+from pivot_edit.core.schedule import ddim_timesteps
 
 levels = st.just(0.0) | st.floats(0.01, 15.0)  # below, abar rounds to 1 in the reference formula
 
@@ -49,7 +43,7 @@ def test_impossible_step_counts_are_refused(steps: int) -> None:
 
 
 def test_reference_levels_have_the_published_values() -> None:
-    table = level_table(sd_sigmas(), 50)
+    table = VP.levels(sd_sigmas(), 50)
     assert table.dtype == torch.float64 and table.shape == (51,)
     assert table[0].item() == pytest.approx(0.0291675, rel=2e-5)
     assert table[1].item() == pytest.approx(0.04131, rel=2e-4)
@@ -58,14 +52,14 @@ def test_reference_levels_have_the_published_values() -> None:
 
 
 def test_host_levels_differ_only_in_the_clean_end_which_is_zero() -> None:
-    reference, host = level_table(sd_sigmas(), 50), level_table(sd_sigmas(), 50, "host")
+    reference, host = VP.levels(sd_sigmas(), 50), VP.levels(sd_sigmas(), 50, "host")
     assert host[0] == 0.0
     assert torch.equal(reference[1:], host[1:])
 
 
 def test_an_unknown_end_is_refused() -> None:
     with pytest.raises(PivotError, match="reference.*host"):
-        level_table(sd_sigmas(), 50, "zero")
+        VP.levels(sd_sigmas(), 50, "zero")
 
 
 @few
@@ -73,18 +67,18 @@ def test_an_unknown_end_is_refused() -> None:
 def test_euler_in_the_exploding_variable_is_ddim(sigma: float, sigma_next: float) -> None:
     x, eps = noise(0, 2, 4, 3, 5), noise(1, 2, 4, 3, 5)
     expected = vp_step(x, eps, abar_of(sigma), abar_of(sigma_next))
-    torch.testing.assert_close(ddim_step(x, eps, sigma, sigma_next), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(VP.step(x, eps, sigma, sigma_next), expected, rtol=0, atol=1e-12)
 
 
 @few
 @given(levels)
 def test_the_two_scales_are_inverse_and_meet_at_level_zero(sigma: float) -> None:
     x = noise(0, 1, 4, 2, 2)
-    torch.testing.assert_close(to_preserving(to_exploding(x, sigma), sigma), x, rtol=1e-15, atol=0)
+    torch.testing.assert_close(VP.from_host(VP.to_host(x, sigma), sigma), x, rtol=1e-15, atol=0)
     torch.testing.assert_close(
-        to_exploding(x, sigma), x / math.sqrt(abar_of(sigma)), rtol=1e-14, atol=0
+        VP.to_host(x, sigma), x / math.sqrt(abar_of(sigma)), rtol=1e-14, atol=0
     )
-    assert torch.equal(to_exploding(x, 0.0), x)
+    assert torch.equal(VP.to_host(x, 0.0), x)
 
 
 @few
@@ -96,7 +90,7 @@ def test_the_network_sees_the_latent_itself_and_its_eps_comes_back(sigma: float)
         seen.append((latent, at))
         return eps
 
-    torch.testing.assert_close(predict_eps(denoiser(net), x, sigma), eps, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(VP.predict_eps(denoiser(net), x, sigma), eps, rtol=1e-9, atol=1e-12)
     ((latent, at),) = seen
     torch.testing.assert_close(latent, x, rtol=1e-14, atol=0)
     assert at == sigma

@@ -18,12 +18,12 @@ from reference import noise, sd_sigmas
 
 from pivot_edit.core import storage, version
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.schedule import level_table
+from pivot_edit.core.path import VP
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Direct, NegativePrompt, NullText, correction_named
 
 STEPS = 5
-SIGMAS = level_table(sd_sigmas(), STEPS)
+SIGMAS = VP.levels(sd_sigmas(), STEPS)
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 
 

@@ -10,10 +10,10 @@ import torch
 from reference import noise, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.schedule import level_table
+from pivot_edit.core.path import VP
 from pivot_edit.core.trajectory import Trajectory
 
-SIGMAS = level_table(sd_sigmas(), 10)
+SIGMAS = VP.levels(sd_sigmas(), 10)
 
 
 def trajectory(latents: torch.Tensor | None = None) -> Trajectory:
