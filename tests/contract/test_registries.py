@@ -155,6 +155,11 @@ PROMISED = frozenset(
         "step",
         "guide",
         "source_cfg",
+        "scale",
+        "signal",
+        "noise",
+        "noised",
+        "limit",
     }
 )
 """What the contracts in core describe for all who fill them."""

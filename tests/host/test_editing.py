@@ -11,10 +11,10 @@ import torch
 
 import unets
 from pivot_edit.attention import PromptToPrompt
+from pivot_edit.core import step
 from pivot_edit.core.control import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
-from pivot_edit.core import step
 from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.tasks.editing import edit, edit_guider
 from pivot_edit.host.tasks.inversion import InversionParts, invert_latent

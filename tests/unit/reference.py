@@ -12,6 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from hypothesis import settings
 
+from pivot_edit.core.control import Place
+from pivot_edit.core.inverter import Inverter, Move, OnStep, Step
+from pivot_edit.core.path import PATHS, VP, Denoise
+from pivot_edit.core.stepper import Moment
+from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.core.words import Prompt, Word
 
 NoiseNet = Callable[[torch.Tensor, float], torch.Tensor]
@@ -167,3 +172,27 @@ def _pieces(word: str) -> tuple[str, list[int], slice]:
     names = [f"{name.lower()}#{i}" for i in range(int(number[1]) if number else 1)]
     ids = [zlib.crc32(part.encode()) % BEGIN for part in [*before, *names, *after]]
     return word, ids, slice(len(before), len(before) + len(names))
+
+
+def all_latents(
+    inverter: Inverter,
+    denoise: Denoise,
+    x0: torch.Tensor,
+    sigmas: torch.Tensor,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """All latents [N + 1, ...] of an inversion on the variance-preserving path."""
+    return inverter.invert(denoise, x0, sigmas, VP, on_step).latents
+
+
+def one_step(
+    inverter: Inverter, denoise: Denoise, x: torch.Tensor, lower: float, upper: float
+) -> Step:
+    """The first step of an inversion between two levels."""
+    return inverter.step(denoise, x, Move(VP, lower, upper, 0, 1), None)
+
+
+def moment(pivot: Trajectory, lower: int) -> Moment:
+    """The step of a replay that ends at level `lower`."""
+    place = Place(pivot.steps - 1 - lower, pivot.steps, float(pivot.sigmas[lower + 1]))
+    return Moment(pivot, PATHS[pivot.path], place, lower + 1, lower)

@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import few, gaussian, noise, sd_sigmas
+from reference import all_latents, few, gaussian, noise, sd_sigmas
 
 from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE, SOURCE, Correction, Uncond
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.inverter import invert
 from pivot_edit.core.path import VP
 from pivot_edit.core.schedule import slerp
 from pivot_edit.core.trajectory import Trajectory
@@ -39,7 +38,7 @@ def predict(texts: Texts, x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def inverted(source: str = "a cat") -> Trajectory:
     x0 = (MEANS[source] + STD * noise(7, 1, 4, 3, 5)).float()
-    latents = invert(Ddim(), gaussian(MEANS[source].float(), STD.float()), x0, SIGMAS)
+    latents = all_latents(Ddim(), gaussian(MEANS[source].float(), STD.float()), x0, SIGMAS)
     return Trajectory(SIGMAS, latents, "ddim", "toy", source)
 
 

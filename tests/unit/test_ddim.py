@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import (
     abar_of,
+    all_latents,
     convolution,
     denoiser,
     few,
@@ -23,7 +24,6 @@ from reference import (
     vp_step,
 )
 
-from pivot_edit.core import inverter
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.path import VP, Denoise
 from pivot_edit.inversion import Ddim
@@ -39,7 +39,7 @@ def invert(
     on_step: Any = None,
 ) -> torch.Tensor:
     """DDIM inversion."""
-    return inverter.invert(Ddim(evaluation), denoise, x0, sigmas, on_step)
+    return all_latents(Ddim(evaluation), denoise, x0, sigmas, on_step)
 
 
 def sample(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:

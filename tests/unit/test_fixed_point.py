@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from reference import NoiseNet, convolution, denoiser, noise, sd_sigmas
+from reference import NoiseNet, all_latents, convolution, denoiser, noise, one_step, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.inverter import Step, invert
+from pivot_edit.core.inverter import Step
 from pivot_edit.core.path import VP, Denoise
 from pivot_edit.inversion import Ddim, FixedPoint
 
@@ -31,7 +31,7 @@ def round_trip(
     inverter: object, denoise: Denoise, x0: torch.Tensor, sigmas: torch.Tensor = SIGMAS
 ) -> torch.Tensor:
     """How far every picture comes back from itself on the mean, [B]."""
-    there = invert(inverter, denoise, x0, sigmas)[-1]  # type: ignore[arg-type]
+    there = all_latents(inverter, denoise, x0, sigmas)[-1]  # type: ignore[arg-type]
     return (back(denoise, there, sigmas) - x0).abs().flatten(1).mean(1)
 
 
@@ -74,10 +74,10 @@ def test_the_error_falls_geometrically_with_the_iterations_to_rounding() -> None
 def test_without_iterations_it_is_ddim_bit_for_bit(end: str) -> None:
     sigmas, x0 = VP.levels(sd_sigmas(), 20, end), noise(1, 2, *SIZE).float()
     steps: list[Step] = []
-    mine = invert(
+    mine = all_latents(
         FixedPoint(0), denoiser(convolution(3)), x0, sigmas, lambda i, step: steps.append(step)
     )
-    assert torch.equal(mine, invert(Ddim(), denoiser(convolution(3)), x0, sigmas))
+    assert torch.equal(mine, all_latents(Ddim(), denoiser(convolution(3)), x0, sigmas))
     assert all(step.residual is None for step in steps)
 
 
@@ -99,7 +99,7 @@ def test_it_stops_at_its_tolerance(tolerance: float) -> None:
         asked.append(len(x))
         return convolution(3)(x, sigma)
 
-    step = FixedPoint(50, tolerance).step(denoiser(count), noise(1, 1, *SIZE), *STEP)
+    step = one_step(FixedPoint(50, tolerance), denoiser(count), noise(1, 1, *SIZE), *STEP)
     assert step.residual.item() <= tolerance and len(asked) < 20
 
 
@@ -111,7 +111,9 @@ def test_the_residual_is_what_the_iterate_before_misses_and_the_result_misses_le
     iterations: int,
 ) -> None:
     denoise, x = denoiser(convolution(3)), noise(1, 3, *SIZE)
-    before, now = (FixedPoint(n, 0.0).step(denoise, x, *STEP) for n in (iterations - 1, iterations))
+    before, now = (
+        one_step(FixedPoint(n, 0.0), denoise, x, *STEP) for n in (iterations - 1, iterations)
+    )
     torch.testing.assert_close(now.residual, miss(denoise, before, x), rtol=1e-9, atol=0)
     assert (miss(denoise, now, x) < now.residual).all()
 
@@ -120,7 +122,7 @@ def test_a_residual_is_the_steps_error_on_the_way_back() -> None:
     """Sampling takes a latent that misses by r back to one that is off by r, in the noisier level's
     scale."""
     denoise, x = denoiser(convolution(3)), noise(1, 2, *SIZE)
-    step = FixedPoint(3, 0.0).step(denoise, x, *STEP)
+    step = one_step(FixedPoint(3, 0.0), denoise, x, *STEP)
     eps = VP.predict_eps(denoise, step.x, STEP[1])
     image, returned = VP.step(x, eps, *STEP), VP.step(step.x, eps, STEP[1], STEP[0])
     scale = math.sqrt((1 + STEP[1] ** 2) / (1 + STEP[0] ** 2))
@@ -134,7 +136,7 @@ def test_denoised_is_the_networks_last_word() -> None:
         said.append(denoiser(convolution(3))(exploding, sigma))
         return said[-1]
 
-    step = FixedPoint(3, 0.0).step(listen, noise(1, 1, *SIZE), *STEP)
+    step = one_step(FixedPoint(3, 0.0), listen, noise(1, 1, *SIZE), *STEP)
     torch.testing.assert_close(step.denoised, said[-1], rtol=0, atol=1e-12)
     assert len(said) == 4
 
@@ -147,8 +149,8 @@ def test_where_iterating_does_not_contract_it_is_finite_and_no_worse_than_ddim(
     slope: float,
 ) -> None:
     denoise, x = denoiser(steep(slope)), noise(1, 4, *SIZE)
-    step = FixedPoint(8, 0.0).step(denoise, x, *STEP)
-    ddim = Ddim().step(denoise, x, *STEP)
+    step = one_step(FixedPoint(8, 0.0), denoise, x, *STEP)
+    ddim = one_step(Ddim(), denoise, x, *STEP)
     assert torch.isfinite(step.x).all()
     assert (miss(denoise, step, x) <= miss(denoise, ddim, x) + 1e-12).all()
     assert (step.residual <= miss(denoise, ddim, x) + 1e-12).all()
@@ -160,11 +162,11 @@ def test_a_picture_that_diverges_keeps_its_best_iterate_and_leaves_the_others_al
         return torch.where(wild, -30.0 * x, convolution(3)(x, sigma))
 
     calm, wild = noise(1, 1, *SIZE), 1e3 * noise(2, 1, *SIZE)
-    together = FixedPoint(30, 1e-13).step(denoiser(net), torch.cat([calm, wild]), *STEP)
-    alone = FixedPoint(30, 1e-13).step(denoiser(net), calm, *STEP)
+    together = one_step(FixedPoint(30, 1e-13), denoiser(net), torch.cat([calm, wild]), *STEP)
+    alone = one_step(FixedPoint(30, 1e-13), denoiser(net), calm, *STEP)
     torch.testing.assert_close(together.x[:1], alone.x, rtol=0, atol=1e-11)
     assert together.residual[0] <= 1e-13 < together.residual[1]
-    assert torch.equal(together.x[1:], Ddim().step(denoiser(net), wild, *STEP).x)
+    assert torch.equal(together.x[1:], one_step(Ddim(), denoiser(net), wild, *STEP).x)
 
 
 def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
@@ -175,8 +177,8 @@ def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
         return convolution(3)(x, sigma) if len(asked) == 1 else torch.full_like(x, math.nan)
 
     x = noise(1, 2, *SIZE)
-    step = FixedPoint(5).step(denoiser(net), x, *STEP)
-    assert torch.equal(step.x, Ddim().step(denoiser(convolution(3)), x, *STEP).x)
+    step = one_step(FixedPoint(5), denoiser(net), x, *STEP)
+    assert torch.equal(step.x, one_step(Ddim(), denoiser(convolution(3)), x, *STEP).x)
 
 
 # errors

@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import pytest
-from reference import gaussian, noise, sd_sigmas
+from reference import all_latents, gaussian, noise, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.inverter import Inverter, invert
+from pivot_edit.core.inverter import Inverter
 from pivot_edit.core.path import VP
 from pivot_edit.inversion import INVERTERS, Ddim, FixedPoint, inverter_named
 
@@ -27,7 +27,7 @@ def round_trip_error(inverter: Inverter, steps: int) -> float:
         MEAN + STD * noise(7, 1, 4, 4, 4),
         VP.levels(sd_sigmas(), steps),
     )
-    x, levels = invert(inverter, denoise, x0, sigmas)[-1], sigmas.flip(0).tolist()
+    x, levels = all_latents(inverter, denoise, x0, sigmas)[-1], sigmas.flip(0).tolist()
     for sigma, sigma_next in zip(levels, levels[1:], strict=False):
         x = VP.step(x, VP.predict_eps(denoise, x, sigma), sigma, sigma_next)
     return (x - x0).abs().mean().item()

@@ -8,12 +8,11 @@ import math
 
 import pytest
 import torch
-from reference import abar_of, noise, sd_sigmas, vp_step
+from reference import abar_of, all_latents, noise, sd_sigmas, vp_step
 
 from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.inverter import invert
 from pivot_edit.core.path import VP
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Ddim, NullText, correction_for
@@ -66,7 +65,7 @@ def pivot(steps: int = 20, batch: int = 1, seed: int = 7) -> Trajectory:
     def denoise(exploding: torch.Tensor, sigma: float) -> torch.Tensor:
         return exploding - sigma * predict(VP.from_host(exploding, sigma), sigma, SOURCE)
 
-    return Trajectory(sigmas, invert(Ddim(), denoise, x0, sigmas), "ddim", "toy", "source")
+    return Trajectory(sigmas, all_latents(Ddim(), denoise, x0, sigmas), "ddim", "toy", "source")
 
 
 def optimized(

@@ -10,12 +10,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import abar_of, convolution, denoiser, few, noise, sd_abar, sd_sigmas
+from reference import (
+    abar_of,
+    all_latents,
+    convolution,
+    denoiser,
+    few,
+    moment,
+    noise,
+    sd_abar,
+    sd_sigmas,
+)
 
 from pivot_edit.core.control import Place, window_open
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance, Guided
-from pivot_edit.core.inverter import invert
 from pivot_edit.core.path import VP
 from pivot_edit.core.schedule import ddim_timesteps
 from pivot_edit.core.trajectory import Trajectory
@@ -283,7 +292,7 @@ def test_where_nothing_is_edited_a_rate_of_one_gives_the_trajectory_bit_for_bit(
     """Oracle 28."""
     pivot, x = short_trajectory(batch), noise(1, 3 * batch, *SIZE)
     nothing = Guided(x, torch.zeros_like(x))
-    after = Proximal(inversion_rate=1.0).after_step(x, x, nothing, pivot, 2)
+    after = Proximal(inversion_rate=1.0).after_step(x, x, nothing, moment(pivot, 2))
     assert torch.equal(after, torch.cat([pivot.latents[2]] * 3))
 
 
@@ -291,16 +300,16 @@ def test_where_all_is_edited_or_both_rates_are_zero_nothing_moves() -> None:
     pivot, x = short_trajectory(), noise(1, 2, *SIZE)
     everything, nothing = Guided(x, torch.ones_like(x)), Guided(x, torch.zeros_like(x))
     both = Proximal(inversion_rate=0.7, reconstruction_rate=0.4)
-    assert torch.equal(both.after_step(x, 2 * x, everything, pivot, 1), x)
-    assert torch.equal(Proximal().after_step(x, 2 * x, nothing, pivot, 1), x)
-    assert torch.equal(both.after_step(x, 2 * x, Guided(x), pivot, 1), x)
+    assert torch.equal(both.after_step(x, 2 * x, everything, moment(pivot, 1)), x)
+    assert torch.equal(Proximal().after_step(x, 2 * x, nothing, moment(pivot, 1)), x)
+    assert torch.equal(both.after_step(x, 2 * x, Guided(x), moment(pivot, 1)), x)
 
 
 @few
 @given(st.floats(0.0, 1.0))
 def test_inversion_guidance_moves_by_its_rate(rate: float) -> None:
     pivot, x, edit = short_trajectory(), noise(1, 2, *SIZE), (noise(2, 2, *SIZE) > 0).double()
-    after = Proximal(inversion_rate=rate).after_step(x, x, Guided(x, edit), pivot, 3)
+    after = Proximal(inversion_rate=rate).after_step(x, x, Guided(x, edit), moment(pivot, 3))
     expected = x - rate * (x - pivot.latents[3]) * (1 - edit)
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
 
@@ -415,7 +424,9 @@ def replay(rule: Guidance, pivot: Trajectory, w: float, source: int, target: int
         made = rule.guide(eps_c - eps_u, 1, Place(i, pivot.steps, sigma))
         eps = eps_u + w * made.delta
         denoised = VP.to_host(x, sigma) - sigma * eps
-        x = rule.after_step(VP.step(x, eps, sigma, sigma_next), denoised, made, pivot, index)
+        x = rule.after_step(
+            VP.step(x, eps, sigma, sigma_next), denoised, made, moment(pivot, index)
+        )
         x = torch.cat([correction.source_after(x[:1], pivot, index), x[1:]])
         latents.append(x)
     return torch.stack(latents)
@@ -426,7 +437,7 @@ SOURCE, TARGET = 3, 11
 
 def inverted(steps: int) -> Trajectory:
     sigmas = VP.levels(sd_sigmas(), steps)
-    latents = invert(Ddim(), denoiser(convolution(SOURCE)), noise(20, 1, *SIZE), sigmas)
+    latents = all_latents(Ddim(), denoiser(convolution(SOURCE)), noise(20, 1, *SIZE), sigmas)
     return Trajectory(sigmas, latents, "ddim", "toy", "source")
 
 
@@ -487,7 +498,9 @@ def test_reconstruction_guidance_moves_x0_inside_the_step() -> None:
     step = math.sqrt(abar) * x0 + math.sqrt(1 - abar) * eps
     moved = x0 - 0.4 * (x0 - pivot.latents[0]) * (1 - edit)
     expected = math.sqrt(abar) * moved + math.sqrt(1 - abar) * eps
-    after = Proximal(reconstruction_rate=0.4).after_step(step, x0, Guided(x, edit), pivot, 2)
+    after = Proximal(reconstruction_rate=0.4).after_step(
+        step, x0, Guided(x, edit), moment(pivot, 2)
+    )
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
 
 
