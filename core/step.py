@@ -33,9 +33,8 @@ class Prediction:
 
 Predict = Callable[[torch.Tensor, Moment], Prediction]
 """The guided prediction at latents x, at a moment."""
-Combine = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-"""Targets' x0 [n * B, C, H, W] of the conditioned and the unconditioned x0 of all rows, at a
-cfg."""
+Combine = Callable[[torch.Tensor, float], torch.Tensor]
+"""Targets' x0 [n * B, C, H, W] of the guiding conditioned x0 of all rows, at a cfg."""
 AfterStep = Callable[[torch.Tensor, Place], torch.Tensor]
 """The latents as controllers set them after the step at a place."""
 
@@ -112,7 +111,7 @@ class EditStep:
         scale = self.guidance.scale(cfg, place)
         guided = self.guidance.guide((uncond - cond) / place.sigma, batch, place)
         cond = _guiding(cond, uncond, guided.delta, place.sigma)
-        targets = combine(cond, uncond, scale)
+        targets = combine(cond, scale)
         own = self.guidance.source_cfg
         source = uncond[:batch] + (cond[:batch] - uncond[:batch]) * (scale if own is None else own)
         return Prediction(torch.cat([source, targets]), guided)

@@ -15,8 +15,9 @@ from .direct import Direct
 from .fixed_point import FixedPoint
 from .negative_prompt import NegativePrompt
 from .null_text import NullText
+from .uni import Uni
 
-INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, FixedPoint)}
+INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, FixedPoint, Uni)}
 CORRECTIONS: dict[str, type[Correction]] = {
     kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)
 }

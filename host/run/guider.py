@@ -40,12 +40,21 @@ _APART = ("control", "area", "mask", "hooks", "gligen")
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Which rows are asked about. cond, uncond: slices of the batch, uncond None where guidance
-    needs none; joint: both in one call of all rows, what nobody reads left out inside of it."""
+    """Which rows are asked about.
+
+    cond, uncond: slices of the batch, uncond None where guidance needs none; joint: both in one
+    call of all rows, what nobody reads left out inside of it; apart: each in a call of its own.
+    """
 
     cond: slice
     uncond: slice | None
     joint: bool = False
+    apart: bool = False
+
+    @property
+    def together(self) -> bool:
+        """Whether both texts are asked about at once."""
+        return self.uncond is not None and (self.joint or self.cond == self.uncond)
 
 
 class EditGuider(RowsGuider):
@@ -226,21 +235,20 @@ class EditGuider(RowsGuider):
             )
         place = run.place(float(timestep[0]))
         asked: set[Reads] = {one.reads(place) for one in controllers_of(options)}
-        cond, uncond = self._predictions(x, timestep, options, place, asked)
-        shown = self._shown(options, asked)
+        plan = self._plan(options, place, asked)
+        cond, answered = self._predictions(x, timestep, options, place, plan)
+        uncond, batch = answered, self.trajectory.batch
+        if self.step.cancels(place, self.cfg):
+            uncond = torch.cat([cond[:batch], answered[batch:]])
+        # Functions may ask the network again: our controllers must then find the source too.
+        shown = plan.cond if _functions(options) else self._target_rows
 
-        def combine(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+        def combine(cond: torch.Tensor, scale: float) -> torch.Tensor:
             with run.evaluating(self._rows(shown)):
-                guided = self._with_cfg(cond, uncond, scale, x, timestep, options, place, shown)
-            return guided[self.trajectory.batch - shown.start :]
+                guided = self._with_cfg(cond, answered, scale, x, timestep, options, place, shown)
+            return guided[batch - shown.start :]
 
         return self.step.guide(cond, uncond, place, self.cfg, combine)
-
-    def _shown(self, options: dict[str, Any], asked: set[Reads]) -> slice:
-        """The rows that other packs' functions see: they may ask the network again, where our
-        controllers must then find the source beside its targets."""
-        functions = any(options.get(name) for name in _FUNCTIONS)
-        return slice(0, self._size) if functions and asked - {"nothing"} else self._target_rows
 
     def _with_cfg(
         self,
@@ -290,14 +298,13 @@ class EditGuider(RowsGuider):
         timestep: torch.Tensor,
         options: dict[str, Any],
         place: Place,
-        asked: set[Reads],
+        plan: _Plan,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditional and unconditional denoised of all rows; rows that nobody reads are left as
         x."""
-        plan = self._plan(options, place, asked)
         positive = self.conds["target" if plan.cond.start else "positive"]
         cond = x.clone()
-        if plan.uncond is not None and (plan.joint or plan.cond == plan.uncond):
+        if plan.together and not plan.apart:
             rows = slice(0, self._size) if plan.joint else plan.cond
             negative = self.unconds.at(self.conds, place, rows)
             uncond = x.clone()
@@ -311,8 +318,6 @@ class EditGuider(RowsGuider):
                 negative = self.unconds.at(self.conds, place, plan.uncond)
                 answer = self._ask(x, timestep, options, [None, negative], plan.uncond, plan)
                 uncond[plan.uncond] = answer[1]
-        if self.step.cancels(place, self.cfg):
-            uncond[: self.trajectory.batch] = cond[: self.trajectory.batch]
         return cond, uncond
 
     def _plan(self, options: dict[str, Any], place: Place, asked: set[Reads]) -> _Plan:
@@ -321,8 +326,10 @@ class EditGuider(RowsGuider):
         cond, uncond = (whole if source else targets for source in read)
         if not self._guided(options):
             return _Plan(cond, None)
-        if cond != uncond and (_one_call(options) or _BATCH_FUNCTION in options):
-            return _Plan(whole, whole)
+        if _one_call(options) or _BATCH_FUNCTION in options:
+            return _Plan(cond, cond) if cond == uncond else _Plan(whole, whole)
+        if _functions(options):  # the same question again is then the same call again, to the bit
+            return _Plan(cond, cond, apart=True)
         return _Plan(cond, uncond, cond != uncond and self._separable(options))
 
     def _guided(self, options: dict[str, Any]) -> bool:
@@ -376,6 +383,11 @@ class EditGuider(RowsGuider):
         slice."""
         batch = self.trajectory.batch
         return tuple(_row(index, batch, rows.start) for index in range(rows.start, rows.stop))
+
+
+def _functions(options: dict[str, Any]) -> bool:
+    """Whether other packs' functions are around guidance."""
+    return any(options.get(name) for name in _FUNCTIONS)
 
 
 def _one_call(options: dict[str, Any]) -> bool:

@@ -66,6 +66,7 @@ def watched(model: Any) -> Any:
     return clone
 
 
+@torch.compiler.disable
 def _around_unet(
     executor: Any,
     x: Any,
@@ -77,21 +78,38 @@ def _around_unet(
     **kw: Any,
 ) -> Any:
     """The wrapper: within a run of ours, the call runs on patched options and without the rows that
-    nobody reads; otherwise as it is."""
+    nobody reads; otherwise as it is.
+
+    A compiled network (Torch Compile Model) runs uncompiled here. It drops every guard on its
+    options, so that the graph traced at one step would serve all others, with that step's edits.
+    """
     run = run_of({"transformer_options": options})
     if run is None or "sample_sigmas" not in options:
         return executor(x, timesteps, context, y, control, options, **kw)
-    call = _UnetCall(run, executor.class_obj, options)
-    rest = call.read_rows(len(x))
-    if rest is None or control is not None:
+    with torch.compiler.set_stance("force_eager"):
+        return _controlled(run, executor, (x, timesteps, context, y), control, options, kw)
+
+
+def _controlled(
+    run: Run,
+    executor: Any,
+    inputs: tuple[Any, ...],
+    control: Any,
+    options: dict[str, Any],
+    kw: dict[str, Any],
+) -> Any:
+    """The network under the controllers of a run; inputs: x, timesteps, context, y."""
+    call, count = _UnetCall(run, executor.class_obj, options), len(inputs[0])
+    read = call.read_rows(count)
+    if read is None or control is not None:
         with call.patched() as options:
-            return executor(x, timesteps, context, y, control, options, **kw)
-    chosen = torch.tensor(rest, device=x.device)
-    part = {key: _rows_of(value, chosen, len(x)) for key, value in kw.items()}
-    inputs = (_rows_of(value, chosen, len(x)) for value in (x, timesteps, context, y))
-    with call.patched(rest) as options:
+            return executor(*inputs, control, options, **kw)
+    chosen = torch.tensor(read, device=inputs[0].device)
+    part = {key: _rows_of(value, chosen, count) for key, value in kw.items()}
+    inputs = tuple(_rows_of(value, chosen, count) for value in inputs)
+    with call.patched(read) as options:
         answer = executor(*inputs, control, options, **part)
-    return answer.new_zeros(len(x), *answer.shape[1:]).index_copy_(0, chosen, answer)
+    return answer.new_zeros(count, *answer.shape[1:]).index_copy_(0, chosen, answer)
 
 
 def _rows_of(value: Any, chosen: torch.Tensor, rows: int) -> Any:

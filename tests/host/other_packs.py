@@ -137,3 +137,43 @@ def control_net(model: Any, settings: dict[str, Any], seed: int = 3) -> Any:
                 * (0.5 / fan**0.5 if weight.ndim > 1 else 0.1)
             )
     return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+
+
+def smoothed_energy(model: Any, scale: float = 3.0) -> Any:
+    """In the manner of SEG: the network is asked again with the middle's queries averaged, and the
+    answer moves away from that one."""
+    import comfy.model_patcher
+    import comfy.samplers
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def averaged(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any], mask: Any = None
+    ) -> torch.Tensor:
+        return optimized_attention(q.mean(1, True).expand_as(q), k, v, extra["n_heads"])
+
+    def after(args: dict[str, Any]) -> torch.Tensor:
+        options = comfy.model_patcher.set_model_options_patch_replace(
+            args["model_options"].copy(), averaged, "attn1", "middle", 0
+        )
+        (worse,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], options
+        )
+        return args["denoised"] + (args["cond_denoised"] - worse) * scale
+
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(after)
+    return clone
+
+
+def perp_neg(model: Any, empty: Any, scale: float = 1.0) -> Any:
+    """The stock Perp-Neg."""
+    from comfy_extras.nodes_perpneg import PerpNeg
+
+    return PerpNeg.execute(model, empty, scale).args[0]
+
+
+def normalized(model: Any) -> Any:
+    """The stock Normalized Attention Guidance."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    return NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0]
