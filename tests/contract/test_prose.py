@@ -14,7 +14,19 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 DOCUMENTS = {"README.md": 15.0, "docs/ARCHITECTURE.md": 16.0, "docs/METHODS.md": 16.0}
 """Words of a mean sentence, at most."""
 DOCSTRINGS = 16.0
-ROOMS = ("attention", "guidance", "host/model", "nodes", "show", "toy")
+ROOMS = (
+    "core",
+    "attention",
+    "guidance",
+    "host/model",
+    "host/text",
+    "host/tasks",
+    "show",
+    "nodes",
+    "toy",
+    "tools",
+    "bench",
+)
 """The rooms whose docstrings meet that; a room that comes to meet it is added here."""
 APART = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->|^```.*?^```$|<!--.*?-->", re.S | re.M)
 """What is no prose: generated sections, blocks of code, comments."""
