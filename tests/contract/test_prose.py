@@ -11,7 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-DOCUMENTS = {"README.md": 15.0, "docs/ARCHITECTURE.md": 16.0, "docs/METHODS.md": 16.0}
+DOCUMENTS = {
+    "README.md": 15.0,
+    "docs/ARCHITECTURE.md": 16.0,
+    "docs/BENCHMARKS.md": 16.0,
+    "docs/METHODS.md": 16.0,
+    "docs/NULL_TEXT.md": 16.0,
+    "docs/PIE_BENCH.md": 16.0,
+}
 """Words of a mean sentence, at most."""
 DOCSTRINGS = 16.0
 ROOMS = (
@@ -73,7 +80,7 @@ def docstrings(room: str) -> Iterator[str]:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_documents_sentences_are_short(name: str) -> None:
     found = sentences((ROOT / name).read_text())
-    assert len(found) > 30
+    assert len(found) > 20
     assert statistics.mean(found) <= DOCUMENTS[name]
 
 
