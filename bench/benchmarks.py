@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 
 from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE
-from bench.graphs import EDITS
-from bench.quality import GENTLE_CFG, LINES, MADE, OUT, PASTED
+from bench.methods import EDITS, METHODS, PASTED, UNCORRECTED
+from bench.quality import GENTLE_CFG, LINES, MADE, OUT
 from bench.readme import FIGURES, ROOT, edits, fill, speed
 from bench.sheets import contact_sheet, gallery, plot_costs
 from bench.summary import (
@@ -41,8 +41,8 @@ from bench.tuning import READ, unused_threshold
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 IMAGES = ROOT / "docs" / "images"
 PAPERS_CFG, QUALITY = 7.5, 88
-PLAIN, CEILING = ("ddim", "none", PAPERS_CFG), ("autoencoder", "round trip", None)
-CORRECTIONS = ("direct", "null_text_fast", "null_text_reference", "negative_prompt", "fixed_point")
+PLAIN, CEILING = (UNCORRECTED, "none", PAPERS_CFG), ("autoencoder", "round trip", None)
+COMPARED = tuple(name for name in METHODS if name != UNCORRECTED)
 SHEETS = {
     "rigid": (("direct", PASTED, TUNED), RIGID_KINDS),
     "position": (("direct", "masactrl", PAPERS_CFG), ("position",)),
@@ -142,7 +142,7 @@ def against_plain(lines: Sequence[Line]) -> list[Row]:
     """Every correction against plain DDIM at the papers' cfg, on the cases that both have: the
     source that comes back, and edits under the controls that suit."""
     found = []
-    for method in CORRECTIONS:
+    for method in COMPARED:
         for control, name in (
             ("reconstruction", "source_psnr"),
             ("p2p", "background_psnr"),
@@ -151,8 +151,8 @@ def against_plain(lines: Sequence[Line]) -> list[Row]:
             ("p2p_blend", "truth_psnr"),
             ("p2p_blend", "edit_success"),
         ):
-            one, other = ((each, control, PAPERS_CFG) for each in (method, "ddim"))
-            if control == "reconstruction" and method == "null_text_reference":
+            one, other = ((each, control, PAPERS_CFG) for each in (method, UNCORRECTED))
+            if control == "reconstruction" and METHODS[method].few:
                 continue  # of which README's inversion table says how it comes back
             found.append(
                 {

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from bench.graphs import Settings
+from bench.methods import Settings
 from toy.scenes import WORDS, Scene
 
 HELD_OUT, TUNED_ON = 40_000_000, 30_000_000

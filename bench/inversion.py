@@ -1,14 +1,16 @@
 """How exactly every method brings a picture back: `make bench-inversion`,
 `out/bench/inversion.json`.
 
-Held-out toy pictures are inverted under their captions and replayed for their own caption at cfg 1,
-3 and 7.5. A row
-says, of a method at a cfg: latent_mse, the mean over steps of the squared distance to the
-trajectory; psnr of the decoded picture against the source, and ceiling_psnr, the autoencoder's own
-round trip; UNet rows that a picture needs before it can be edited, forward and backward. The
-reference's null-text, which costs most, runs on the first 20 pictures; rows of `null_text fast` on
-the same 20 stand beside it. `--edits` also makes edits at cfg 7.5 under every correction
-(`inversion_edits.json`), and `--keep` copies the figures to `docs/figures/`, for README's tables.
+Held-out toy pictures are inverted under their captions. They are replayed for their own caption at
+cfg 1, 3 and 7.5. A row is of a method at a cfg:
+
+* latent_mse: the mean over steps of the squared distance to the trajectory;
+* psnr: of the decoded picture against the source; ceiling_psnr: the autoencoder's own round trip;
+* UNet rows that a picture needs before it can be edited, forward and backward.
+
+Methods that cost most run on the first 20 pictures; `null_text_fast` on the same 20 stands beside
+the reference's null-text. `--edits` also makes edits at cfg 7.5 under every correction
+(`inversion_edits.json`). `--keep` copies the figures to `docs/figures/`, for README's tables.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ import torch
 
 from bench.cases import HELD_OUT, KINDS, Edit
 from bench.judge import judge
+from bench.methods import ATTENTION, METHODS, STEPS, Method, Settings
 from tools import install
 from tools.pack import part
 from tools.pictures import psnr
@@ -34,9 +37,8 @@ from toy.scenes import Scene
 
 OUT = install.ROOT / "out" / "bench" / "inversion.json"
 EDITS = OUT.with_name("inversion_edits.json")
-STEPS, CFGS, CHUNK = 50, (1.0, 3.0, 7.5), 10
+CFGS, CHUNK, FEW = (1.0, 3.0, 7.5), 10, 20
 FIRST = HELD_OUT + 500_000
-ITERATIONS, FEW = 5, 20
 
 
 class Bench:
@@ -71,31 +73,27 @@ class CountedRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """How a picture is inverted and prepared for a cfg, and replayed. matched: inverted at the cfg
-    itself; few: run on the first pictures only."""
+class Way:
+    """A method by its name in `METHODS`, and whether it runs on the first pictures only."""
 
     name: str
-    correction: str
-    inverter: Callable[[], Any]
-    preset: str = ""
-    matched: bool = False
     few: bool = False
 
+    @property
+    def method(self) -> Method:
+        """Its entry."""
+        return METHODS[self.name]
 
-def methods() -> tuple[Method, ...]:
-    """Every method, the exact one first."""
-    inversion = part("inversion")
-    ddim = inversion.Ddim
-    return (
-        Method("direct", "direct", ddim),
-        Method("fixed_point", "none", lambda: inversion.FixedPoint(ITERATIONS), matched=True),
-        Method("null_text fast", "null_text", ddim, "fast"),
-        Method("null_text fast", "null_text", ddim, "fast", few=True),
-        Method("null_text reference", "null_text", ddim, "reference", few=True),
-        Method("negative_prompt", "negative_prompt", ddim),
-        Method("ddim", "none", ddim),
-    )
+
+def ways() -> list[Way]:
+    """Every method; beside one that runs on few pictures, its like on the same few."""
+    costly = {method.correction for method in METHODS.values() if method.few}
+    found = []
+    for name, method in METHODS.items():
+        found += [Way(name, method.few)]
+        if method.correction in costly and not method.few:
+            found.append(Way(name, few=True))
+    return found
 
 
 class Pictures:
@@ -118,23 +116,10 @@ class Pictures:
 
     def prepared(self, method: Method, cfg: float) -> tuple[Any, int, int]:
         """The trajectory under a method, ready for a cfg, and the rows that were run for it."""
-        invert = part("host.tasks.inversion").invert_latent
-        own = cfg if method.matched else 1.0
-        inverter = method.inverter()
         with CountedRows(self.bench.model) as rows:
-            model, text = self.bench.model, self.together
-            pivot = invert(
-                model, self.latent, text, STEPS, "reference", inverter, False, self.empty, own
-            )[0]
-            if method.preset:
-                host, settings = (
-                    part("host.tasks.null_text"),
-                    part("inversion.null_text").PRESETS[method.preset],
-                )
-                found = host.run_optimization(model, pivot, text, self.empty, cfg, settings, "off")[
-                    0
-                ]
-                pivot = host.with_embeddings(pivot, found, self.empty, cfg, settings)
+            pivot = method.prepared(
+                self.bench.model, self.latent, self.together, self.empty, STEPS, cfg
+            )
         return pivot, rows.forward, rows.backward
 
     def each(self, pivot: Any) -> Iterator[tuple[int, Any]]:
@@ -206,9 +191,9 @@ class Pictures:
         return self.bench.vae.decode(latent)[0].numpy()
 
 
-def chosen(only: list[str]) -> list[Method]:
+def chosen(only: list[str]) -> list[Way]:
     """The methods of these names, or all."""
-    return [method for method in methods() if not only or method.name in only]
+    return [way for way in ways() if not only or way.name in only]
 
 
 def reconstruction(bench: Bench, count: int, only: list[str]) -> Iterator[dict[str, Any]]:
@@ -218,10 +203,10 @@ def reconstruction(bench: Bench, count: int, only: list[str]) -> Iterator[dict[s
         Pictures(bench, [(s, s.caption) for s in scenes[at : at + CHUNK]])
         for at in range(0, count, CHUNK)
     ]
-    for method in chosen(only):
-        of = chunks[: FEW // CHUNK] if method.few else chunks
+    for way in chosen(only):
+        of = chunks[: FEW // CHUNK] if way.few else chunks
         for cfg in CFGS:
-            yield {"method": method.name, "cfg": cfg, **_measured(method, of, cfg)}
+            yield {"method": way.name, "cfg": cfg, **_measured(way.method, of, cfg)}
 
 
 def _measured(method: Method, chunks: list[Pictures], cfg: float) -> dict[str, Any]:
@@ -247,11 +232,11 @@ def _measured(method: Method, chunks: list[Pictures], cfg: float) -> dict[str, A
 
 
 P2P = {
-    "color": ("auto", 0.8, 0.8, 1.0),
-    "pattern": ("auto", 0.8, 0.8, 1.0),
-    "shape": ("refine", 0.8, 0.2, 0.25),
+    "color": Settings(cross_end=0.8, self_end=0.8, self_limit=1.0),
+    "pattern": Settings(cross_end=0.8, self_end=0.8, self_limit=1.0),
+    "shape": Settings(mode="refine", cross_end=0.8, self_end=0.2),
 }
-"""Edits by P2P alone: mode, ends of the cross and self windows, limit."""
+"""Settings of edits by P2P alone."""
 
 
 def edit_cases(count: int) -> list[tuple[str, Edit]]:
@@ -264,16 +249,15 @@ def edited(bench: Bench, count: int, only: list[str], cfg: float = 7.5) -> Itera
     """A row for every method: P2P edits of `count` pictures, each kind with its settings."""
     these = edit_cases(count)
     pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in these])
-    for method in chosen(only):
-        if method.preset == "fast" and method.few:
-            continue
+    for name in dict.fromkeys(way.name for way in chosen(only)):
+        method = METHODS[name]
         pivot, forward, backward = pictures.prepared(method, cfg)
         means = judged_edits(bench, pictures, pivot, these, cfg, method.correction)
         rows = {
             "forward_rows": round(forward / count, 2),
             "backward_rows": round(backward / count, 2),
         }
-        yield {"method": method.name, "cfg": cfg, "n": count, **means, **rows}
+        yield {"method": name, "cfg": cfg, "n": count, **means, **rows}
 
 
 def judged_edits(
@@ -289,23 +273,14 @@ def judged_edits(
     prompts, run, judged = part("host.text.prompts"), part("host.tasks.editing").edit, []
     for (i, one), (kind, edit) in zip(pictures.each(pivot), these, strict=True):
         words = (prompts.read_pair(bench.clip, edit.source, edit.target),)
-        model, target = (
-            controlled(bench.model, words, *P2P[kind]),
-            prompts.encode(bench.clip, edit.target),
-        )
+        model = ATTENTION["p2p"].apply(bench.model, words, P2P[kind])
+        target = prompts.encode(bench.clip, edit.target)
         made = run(model, one, pictures.texts[i], target, pictures.empty, cfg, correction)[0]
         judged.append(judge(edit, bench.vae.decode(made["samples"])[0].numpy()))
     names = ("success", "background_psnr", "truth_psnr")
     return {
         name: round(float(np.mean([getattr(one, name) for one in judged])), 3) for name in names
     }
-
-
-def controlled(model: Any, words: Any, mode: str, cross: float, self_: float, limit: float) -> Any:
-    """The model under the P2P Attention Controller, its windows from the first step on."""
-    return part("host.tasks.controls").prompt_to_prompt(
-        model, words, mode, (0.0, cross), (0.0, self_), limit
-    )[0]
 
 
 def write(rows: Iterator[dict[str, Any]], path: pathlib.Path, go_on: bool) -> None:
@@ -325,7 +300,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     """By method in the order of the registry, then by pictures and cfg."""
-    return [method.name for method in methods()].index(row["method"]), -row["n"], row["cfg"]
+    return list(METHODS).index(row["method"]), -row["n"], row["cfg"]
 
 
 def main() -> None:

@@ -25,17 +25,15 @@ from PIL import Image
 
 from bench.cases import HELD_OUT, KINDS, Edit
 from bench.graphs import (
-    Case,
-    Settings,
     control_of,
     edit_graph,
-    node,
     prepare_rows,
     rows_per_step,
     sampler_of,
     saved,
 )
 from bench.judge import judge
+from bench.methods import Case, Settings, node
 from bench.summary import LIMITS, key, read_lines
 from tools import install
 from tools.client import Client, Graph, JobFailed, Result, ServerError

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from bench.graphs import node
+from bench.methods import node
 from tools import install
 from tools.client import Client, Graph, JobFailed
 from tools.pictures import to_image

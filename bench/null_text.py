@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.inversion import STEPS, Bench, CountedRows, Method, Pictures, edit_cases, judged_edits
+from bench.inversion import Bench, CountedRows, Pictures, edit_cases, judged_edits
+from bench.methods import METHODS, STEPS, UNCORRECTED
 from bench.readme import fill
 from tools import install
 from tools.pack import part
@@ -66,7 +67,7 @@ def measured(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
     these = edit_cases(count)
     pictures = Pictures(bench, [(edit.scene, edit.source) for _, edit in these])
     host, null_text = part("host.tasks.null_text"), part("inversion.null_text")
-    plain = pictures.prepared(Method("ddim", "none", part("inversion").Ddim), CFG)[0]
+    plain = pictures.prepared(METHODS[UNCORRECTED], CFG)[0]
     for variant in variants():
         own = null_text.SOLVERS["secant"]
         null_text.SOLVERS["secant"] = variant.solver or own

@@ -2,7 +2,7 @@
 `out/bench/quality.json`.
 
 Eight kinds of edits on held-out toy scenes (bench/cases.py), whose true edited picture is known,
-under every inversion method and every attention control (bench/graphs.py), by the real ComfyUI API
+under every inversion method and every attention control (bench/methods.py), by the real ComfyUI API
 server (bench/jobs.py). A run that was
 stopped goes on where it was: pictures and a line each are kept in `out/bench/quality/`.
 
@@ -35,8 +35,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from bench.cases import KINDS, RIGID_KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS, PASTED
 from bench.jobs import Job, Made, command, make
+from bench.methods import CONTROLS, EDITS, METHODS, PASTED, UNCORRECTED
 from bench.summary import Line, Row, read_lines, rows_of, table
 from tools import install
 from tools.pack import digest
@@ -45,7 +45,7 @@ OUT = install.ROOT / "out" / "bench" / "quality.json"
 MADE, LINES = OUT.with_suffix(""), "cases.jsonl"
 GENTLE_CFG, GENTLE = 2.0, ("none", "p2p_blend", "proxnpi")
 RIGID_CFGS, BLENDED = (GENTLE_CFG, 3.0), ("none", "p2p_blend", PASTED)
-CORE = {"direct": EDITS, "ddim": ("none", "p2p_blend")}
+CORE = {"direct": EDITS, UNCORRECTED: ("none", "p2p_blend")}
 """What is measured on all cases; everything else may be on fewer, for time."""
 
 
@@ -71,7 +71,7 @@ def _jobs(kind: str, index: int, chosen: argparse.Namespace) -> list[Job]:
                 if name in chosen.controls
             ]
             settings = dataclasses.replace(own, cfg=cfg)
-            if names and (method != "null_text_reference" or index < chosen.reference):
+            if names and (not METHODS[method].few or index < chosen.reference):
                 jobs.append(Job(kind, index, method, tuple((name, settings) for name in names)))
     tuned, names = KINDS[kind].tuned, [name for name in BLENDED if name in chosen.controls]
     if (
@@ -91,9 +91,7 @@ def _names(
     names: list[str] = []
     if own:
         names += EDITS if index < chosen.others else CORE.get(method, ())
-        names += (
-            ["reconstruction"] if index < chosen.back and method != "null_text_reference" else []
-        )
+        names += ["reconstruction"] if index < chosen.back and not METHODS[method].few else []
     elif cfg == GENTLE_CFG and index < chosen.gentle:
         names += GENTLE
     if method == "direct" and kind in RIGID_KINDS:

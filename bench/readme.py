@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.cases import KINDS
+from bench.methods import UNCORRECTED
 from bench.summary import TUNED, find, suited
 from tools.pack import NAME, part
 
@@ -141,7 +142,7 @@ def edits() -> str:
 
 def _edits_row(rows: list[Any], kind: str) -> str:
     row = suited(rows, kind)
-    others = [find(rows, "ddim", "none", kind)]
+    others = [find(rows, UNCORRECTED, "none", kind)]
     cfg = f"{row['cfg']}"
     if row["cfg"] == TUNED:
         cfg = f"{row['settings']['cfg']:g}, tuned"

@@ -27,6 +27,7 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ import torch
 from bench import speed
 from bench.inversion import CountedRows
 from bench.memory import MemoryHook
+from bench.methods import ATTENTION, METHODS, Attention, Settings, inverted, optimized
 from tools.install import import_comfy
 from tools.pack import part
 
 OUT = speed.OUT.with_name("seconds.json")
 STEPS, TURNS, CFG = 50, 3, speed.CFG
-CROSS, SELF, SELF_LIMIT = (0.0, 0.8), (0.0, 0.4), 0.25  # P2P's usual windows
 Row = dict[str, Any]
 
 _SMALL = {"num_heads": -1, "num_head_channels": 16}
@@ -76,16 +77,12 @@ class Picture(speed.Bed):
     def inverted(self, method: str, cfg: float = 1.0) -> Any:
         """The trajectory by an inversion method, at a cfg of its own."""
         source, negative = self.texts["source"], self.texts["negative"]
-        return speed.invert(self.model, self.latent, source, self.steps, method, negative, cfg)
+        return inverted(self.model, self.latent, source, self.steps, method, negative, cfg)
 
     def optimized(self, preset: str) -> str:
         """Null-text optimisation of the inversion; what it planned for its memory."""
-        settings, texts = (
-            part("inversion.null_text").PRESETS[preset],
-            (self.texts["source"], self.texts["negative"]),
-        )
-        run = part("host.tasks.null_text").run_optimization
-        return run(self.model, self.trajectory, *texts, CFG, settings, "auto")[1]
+        texts = (self.texts["source"], self.texts["negative"])
+        return optimized(self.model, self.trajectory, *texts, CFG, preset, "auto")[1]
 
     def with_nulls(self) -> Any:
         """The inversion with embeddings as `fast` leaves them; for what an edit costs any will
@@ -98,17 +95,10 @@ class Picture(speed.Bed):
         make = part("host.tasks.null_text").with_embeddings
         return make(self.trajectory, found, self.texts["negative"], CFG, null_text.PRESETS["fast"])
 
-    def prompt_to_prompt(self, correction: str) -> None:
-        """An edit by Prompt-to-Prompt."""
-        words, control = (speed.prompts(),), part("host.tasks.controls").prompt_to_prompt
-        self._edit(control(self.model, words, "replace", CROSS, SELF, SELF_LIMIT)[0], correction)
-
-    def masactrl(self, correction: str) -> None:
-        """An edit by MasaCtrl."""
-        kind, control = part("attention").MasaCtrl, part("host.tasks.controls").masactrl
-        self._edit(control(self.model, "auto", (kind.start, kind.end), kind.union)[0], correction)
-
-    def _edit(self, model: Any, correction: str) -> None:
+    def edited(self, attention: Attention, correction: str) -> None:
+        """An edit under one attention method in its usual settings."""
+        settings = Settings(mode=attention.modes[0])
+        model = attention.apply(self.model, (speed.prompts(),), settings)
         trajectory = self.with_nulls() if correction == "null_text" else self.trajectory
         part("host.tasks.editing").edit(
             model, trajectory, **self.texts, cfg=CFG, correction=correction
@@ -127,19 +117,21 @@ class Picture(speed.Bed):
 
 
 def methods(picture: Picture) -> dict[str, Callable[[], Any]]:
-    """Every method by its name."""
-    return {
-        "plain sampling, 2 rows": picture.sampled,
-        "DDIM inversion": lambda: picture.inverted("ddim"),
-        f"fixed-point inversion at cfg {CFG:g}": lambda: picture.inverted("fixed_point", CFG),
-        "null-text fast, optimisation alone": lambda: picture.optimized("fast"),
-        "null-text reference, optimisation alone": lambda: picture.optimized("reference"),
-        "P2P edit, direct": lambda: picture.prompt_to_prompt("direct"),
-        "P2P edit, negative_prompt": lambda: picture.prompt_to_prompt("negative_prompt"),
-        "P2P edit, null_text": lambda: picture.prompt_to_prompt("null_text"),
-        "P2P edit, none": lambda: picture.prompt_to_prompt("none"),
-        "MasaCtrl edit, direct": lambda: picture.masactrl("direct"),
-    }
+    """Every method of the registry by its name: plain sampling, inversions, optimisations, then
+    edits: each attention method under direct inversion, P2P under every correction."""
+    calls: dict[str, Callable[[], Any]] = {"plain sampling, 2 rows": picture.sampled}
+    for inverter, matched in dict.fromkeys((one.inverter, one.matched) for one in METHODS.values()):
+        at, cfg = (f" at cfg {CFG:g}", CFG) if matched else ("", 1.0)
+        calls[f"{inverter} inversion{at}"] = partial(picture.inverted, inverter, cfg)
+    for preset in speed.presets():
+        calls[f"null_text {preset}, optimisation alone"] = partial(picture.optimized, preset)
+    corrections = dict.fromkeys(one.correction for one in METHODS.values())
+    for attention in dict.fromkeys(attention for attention, _ in speed.alone().values()):
+        for correction in corrections if attention is ATTENTION["p2p"] else ("direct",):
+            calls[f"{attention.title} edit, {correction}"] = partial(
+                picture.edited, attention, correction
+            )
+    return calls
 
 
 # -- how it is measured

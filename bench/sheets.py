@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.cases import KINDS, Edit
-from bench.graphs import EDITS, METHODS
+from bench.methods import EDITS, METHODS
 from bench.quality import MADE
 from bench.summary import Cfg, Line, Row, cfgs_of, find, suited
 from tools.pictures import to_image

@@ -47,6 +47,7 @@ import torch
 
 from bench.inversion import FIRST
 from bench.memory import MemoryHook, attention_maps
+from bench.methods import ATTENTION, CONTROLS, METHODS, Attention, Settings, inverted, optimized
 from tools.install import ROOT, import_comfy
 from tools.pack import part
 from toy.scenes import Scene
@@ -61,6 +62,8 @@ FEWER = 0.25  # null-text rows of `fast`, of the reference's, at most
 TEXT = 77  # columns of a prompt
 # tokens of which maps are looked for; those of the 8x8 in the middle are smaller than all else
 SMALLEST = 256
+READ = {3: "cond", 4: "both"}
+"""Which source rows a control reads when a step under direct inversion has so many rows."""
 
 Figure = dict[str, Any]
 Result = dict[str, list[float]]
@@ -196,9 +199,16 @@ class Bed:
         text = torch.randn(1, TEXT, self.setting.size["context_dim"], generator=generator)
         return [[text, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
 
-    def controlled(self, controller: Any) -> Any:
-        """The edit guider under direct inversion with one controller."""
-        model = part("host.run.patching").add_controller(self.model, controller)
+    def plain(self, read: str) -> Any:
+        """The edit guider under direct inversion that runs a control's rows and edits nothing."""
+        return self._guider(part("host.run.patching").add_controller(self.model, SameRows(read)))
+
+    def controlled(self, attention: Attention, mode: str = "") -> Any:
+        """The edit guider under direct inversion with one attention method, in the papers'
+        settings."""
+        return self._guider(attention.apply(self.model, (prompts(),), Settings(mode=mode)))
+
+    def _guider(self, model: Any) -> Any:
         return part("host.tasks.editing").edit_guider(
             model, self.trajectory, **self.texts, cfg=CFG, correction="direct"
         )
@@ -300,27 +310,30 @@ class Case:
 
 def cases(bed: Bed) -> dict[str, Case]:
     """What is compared, by name."""
-    controls, turns = part("attention"), bed.setting.turns
-    layers = part("attention.masactrl").decoder_layers(
-        part("host.model.layers").layers_of(bed.model)
-    )
-    made = {
-        "plain, 3 rows": SameRows("cond"),
-        "P2P replace": controls.PromptToPrompt((alignment("replace"),)),
-        "P2P refine": controls.PromptToPrompt((alignment("refine"),)),
-        "plain, 4 rows": SameRows("both"),
-        "MasaCtrl": controls.MasaCtrl(layers),
-    }
-    return {name: Case(bed.controlled(controller), 0, turns) for name, controller in made.items()}
+    guiders = {}
+    for rows, read in READ.items():
+        guiders[f"plain, {rows} rows"] = bed.plain(read)
+        for name, (attention, mode) in alone().items():
+            if attention.rows == rows:
+                guiders[name] = bed.controlled(attention, mode)
+    return {name: Case(guider, 0, bed.setting.turns) for name, guider in guiders.items()}
+
+
+def alone() -> dict[str, tuple[Attention, str]]:
+    """Every attention method that a control is made of alone, by title and word alignment."""
+    found = {}
+    for control in CONTROLS.values():
+        if len(control.attention) == 1:
+            attention = ATTENTION[control.attention[0]]
+            for mode in attention.modes if attention.apply else ():
+                found[f"{attention.title} {mode}".strip()] = (attention, mode)
+    return found
 
 
 def whole_edit_cases(bed: Bed) -> dict[str, Case]:
     """One step of each kind of a P2P edit, folded and materialised; the folded first step is
     compared anyway."""
-    folded, materialised = (
-        bed.controlled(part("attention").PromptToPrompt((alignment("replace"),))),
-        bed.materialised(),
-    )
+    folded, materialised = bed.controlled(ATTENTION["p2p"], "replace"), bed.materialised()
     first, *later = kinds_of_step()
     made = {f"folded, step {step}": Case(folded, step, 1) for step in later}
     return {
@@ -363,39 +376,22 @@ def time_all(bed: Bed, all_cases: dict[str, Case]) -> Result:
 def optimization_rows() -> dict[str, int]:
     """UNet rows, forward and backward, that optimising a picture takes beyond its inversion, by
     preset."""
-    host, null_text, encode = (
-        part("host.tasks.null_text"),
-        part("inversion.null_text"),
-        part("host.text.prompts").encode,
-    )
+    encode = part("host.text.prompts").encode
     model, clip, vae = part("toy.loader").load()
     scene = Scene.sample(FIRST)
     source, negative = encode(clip, scene.caption), encode(clip, "")
     latent = {"samples": vae.encode(torch.from_numpy(scene.render())[None])}
-    pivot = invert(model, latent, source, COUNTED_STEPS, "ddim")
+    pivot = inverted(model, latent, source, COUNTED_STEPS, "ddim")
     rows = {}
-    for preset in ("fast", "reference"):
-        settings = null_text.PRESETS[preset]
-        found = host.run_optimization(model, pivot, source, negative, CFG, settings, "off")[0]
+    for preset in presets():
+        found = optimized(model, pivot, source, negative, CFG, preset)[0]
         rows[preset] = int((found.forward_rows + found.backward_rows).sum())
     return rows
 
 
-def invert(
-    model: Any,
-    latent: Any,
-    source: Any,
-    steps: int,
-    method: str,
-    negative: Any = None,
-    cfg: float = 1.0,
-) -> Any:
-    """The trajectory of a LATENT by an inversion method's name."""
-    run, inverter = (
-        part("host.tasks.inversion").invert_latent,
-        part("inversion").inverter_named(method),
-    )
-    return run(model, latent, source, steps, "reference", inverter, False, negative, cfg)[0]
+def presets() -> list[str]:
+    """The presets of null-text that methods have."""
+    return list(dict.fromkeys(method.preset for method in METHODS.values() if method.preset))
 
 
 def in_optimization(bed: Bed, checkpointing: str, how: Callable[[Any, torch.Tensor], Any]) -> Any:
@@ -488,8 +484,8 @@ def step_figures(sheet: Sheet, times: Result) -> None:
             times["plain, 4 rows"]
         )
         reference = f"explicit-softmax attention {written:.2f} in this run"
-    for name, rows in (("P2P replace", 3), ("P2P refine", 3), ("MasaCtrl", 4)):
-        value = ratio(times, name, f"plain, {rows} rows")
+    for name, (attention, _) in alone().items():
+        value = ratio(times, name, f"plain, {attention.rows} rows")
         sheet.add(f"controlled step / plain step, {name}", value, OVERHEAD, reference)
 
 
@@ -517,10 +513,8 @@ def memory_figures(sheet: Sheet, bed: Bed, all_cases: dict[str, Case]) -> None:
     new tensors."""
     how = memory_on(bed.setting.device)
     found = {name: bed.measure(case.guider, case.step, how) for name, case in all_cases.items()}
-    plain = {
-        name: found["plain, 3 rows" if name.startswith("P2P") else "plain, 4 rows"]
-        for name in found
-    }
+    rows = {name: attention.rows for name, (attention, _) in alone().items()}
+    plain = {name: found[f"plain, {rows.get(name, 4)} rows"] for name in found}
     values = {name: _memory_values(bed, memory, plain[name]) for name, memory in found.items()}
     written = values.pop("materialised", None)
     for name, mine in values.items():
@@ -553,13 +547,9 @@ def rows_per_step() -> float:
         for seed, name in enumerate(("source", "target", "negative"))
     }
     latent = unets.latent(16, 16)
-    invert, patching = part("host.tasks.inversion").invert_latent, part("host.run.patching")
-    pivot = invert(
-        model, latent, texts["source"], 50, "reference", part("inversion").Ddim(), False
-    )[0]
-    patched = patching.add_controller(
-        model, part("attention").PromptToPrompt((alignment("replace"),))
-    )
+    pivot = inverted(model, latent, texts["source"], COUNTED_STEPS, "ddim")
+    controller = part("attention").PromptToPrompt((alignment("replace"),))
+    patched = part("host.run.patching").add_controller(model, controller)
     guider = part("host.tasks.editing").edit_guider(
         patched, pivot, **texts, cfg=CFG, correction="direct"
     )

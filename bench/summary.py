@@ -18,7 +18,7 @@ import numpy as np
 import scipy.stats
 
 from bench.cases import KINDS, RIGID_KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS, PASTED
+from bench.methods import CONTROLS, EDITS, METHODS, PASTED
 
 Line = Mapping[str, Any]
 Row = dict[str, Any]

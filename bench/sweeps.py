@@ -31,7 +31,7 @@ SIDE, GAP, LINE = 96, 8, 18
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Values of a setting of bench/graphs.Settings, for edits of a kind by a method under a
+    """Values of a setting of bench/methods.Settings, for edits of a kind by a method under a
     control. base: what differs from the kind's own settings."""
 
     name: str

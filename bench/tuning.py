@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from bench.cases import KINDS, TUNED_FILE, TUNED_ON, Kind
-from bench.graphs import PASTED, Settings
 from bench.jobs import Job, command, make
+from bench.methods import PASTED, Settings
 from bench.summary import Line, read_lines
 from tools import install
 from tools.client import ServerError

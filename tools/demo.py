@@ -25,8 +25,7 @@ from PIL import Image, ImageOps
 from tools import install
 from tools.client import Client, Event, Graph, Result, ServerError
 from tools.grid import Cell, Sheet
-from tools.pictures import psnr as array_psnr
-from tools.pictures import to_array, to_image
+from tools.pictures import psnr, to_array, to_image
 from tools.server import Server, ServerFailed, stop_on_signals
 from toy.reader import read
 from toy.scenes import EXAMPLE, WORDS, Scene, scene_from_caption
@@ -264,9 +263,9 @@ def saved(result: Result, node: str) -> Image.Image:
 # -----------------------------------------------------------------------------------------------
 
 
-def psnr(one: Image.Image, other: Image.Image, where: np.ndarray | None = None) -> float:
-    """`bench.judge.psnr` of two pictures, to a hundredth of a dB."""
-    return round(array_psnr(to_array(one), to_array(other), where), 2)
+def decibels(one: Image.Image, other: Image.Image, where: np.ndarray | None = None) -> float:
+    """PSNR of two pictures, to a hundredth of a dB."""
+    return round(psnr(to_array(one), to_array(other), where), 2)
 
 
 def kept(job: Job) -> np.ndarray | None:
@@ -282,8 +281,8 @@ def judge(job: Job, edit: Image.Image) -> dict[str, Any]:
     unknown."""
     where = kept(job)
     return {
-        "background_psnr": None if where is None else psnr(edit, job.picture, where),
-        "truth_psnr": None if job.truth is None else psnr(edit, to_image(job.truth.render())),
+        "background_psnr": None if where is None else decibels(edit, job.picture, where),
+        "truth_psnr": None if job.truth is None else decibels(edit, to_image(job.truth.render())),
         "edit_success": None if job.truth is None else read(to_array(edit)).matches(job.truth),
     }
 
@@ -291,8 +290,8 @@ def judge(job: Job, edit: Image.Image) -> dict[str, Any]:
 def figures(job: Job, pictures: dict[str, Image.Image]) -> dict[str, Any]:
     """The report's figures; dB, or None where the true edit is unknown."""
     return {
-        "vae_psnr": psnr(job.picture, pictures["autoencoder"]),
-        "reconstruction_psnr": psnr(job.picture, pictures["reconstruction"]),
+        "vae_psnr": decibels(job.picture, pictures["autoencoder"]),
+        "reconstruction_psnr": decibels(job.picture, pictures["reconstruction"]),
         **judge(job, pictures["edit"]),
         "without_attention_control": judge(job, pictures["uncontrolled"]),
     }

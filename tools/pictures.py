@@ -17,7 +17,10 @@ def to_image(picture: np.ndarray) -> Image.Image:
 
 
 def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, of the pixels weighted by `where` [H, W] (default: all
-    alike); at most 100."""
+    """Peak signal-to-noise ratio in dB of two pictures in [0, 1], at most 100.
+
+    where: weights of the pixels [H, W]; by default all count alike. Tensors have
+    `core.quality.psnr`.
+    """
     error = np.square(one.astype(np.float64) - other).mean(-1)
     return float(-10.0 * np.log10(max(np.average(error, weights=where), 1e-10)))

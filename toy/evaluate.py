@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import time
 from typing import Any
@@ -35,12 +34,6 @@ BARS = {
     "position": 0.90,
     "inversion_gap": 0.5,
 }
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> list[float]:
-    """PSNR in dB of each picture of a batch [B, H, W, C] in [0, 1]."""
-    errors = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
-    return [-10.0 * math.log10(max(error, 1e-12)) for error in errors.tolist()]
 
 
 def renders(scenes: list[Scene]) -> torch.Tensor:
@@ -98,7 +91,7 @@ def round_trips(model: Any, clip: Any, vae: Any, count: int) -> tuple[float, flo
     """Mean PSNR of the autoencoder's round trip, and of inversion and back through it."""
     from tools.pack import part
 
-    invert = part("host.tasks.inversion").invert_latent
+    psnr, invert = part("core.quality").psnr, part("host.tasks.inversion").invert_latent
     replay = part("host.tasks.editing").replay
     plain, inverted = [], []
     for first in range(0, count, BATCH):
@@ -107,11 +100,11 @@ def round_trips(model: Any, clip: Any, vae: Any, count: int) -> tuple[float, flo
         ]
         picture, source = renders(scenes), texts(clip, [scene.caption for scene in scenes])
         latent = vae.encode(picture)
-        plain += psnr(vae.decode(latent), picture)
+        plain += map(psnr, vae.decode(latent), picture)
         pivot = invert(
             model, {"samples": latent}, source, 50, "reference", part("inversion").Ddim(), False
         )[0]
-        inverted += psnr(vae.decode(replay(model, pivot, source)), picture)
+        inverted += map(psnr, vae.decode(replay(model, pivot, source)), picture)
     return float(np.mean(plain)), float(np.mean(inverted))
 
 

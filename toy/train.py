@@ -28,10 +28,6 @@ HELD_OUT = 10_000_000  # training draws seeds below this number, judging draws s
 LATENT_NOISE = 0.05
 
 
-def psnr(mse: float) -> float:
-    return -10.0 * math.log10(max(mse, 1e-12))
-
-
 def pictures(seeds: list[int]) -> torch.Tensor:
     """Rendered scenes as float32 [B, 3, 128, 128] in [-1, 1]."""
     batch = np.stack([Scene.sample(seed).render() for seed in seeds])
@@ -125,8 +121,10 @@ def seeds_of(step: int, batch: int, stage: int) -> list[int]:
 def train_autoencoder(steps: int, batch: int, rate: float) -> None:
     """Stage 1: squared and absolute error, with the latent kept near unit scale and robust to small
     noise."""
+    from tools.pack import part
     from toy.architecture import build_autoencoder
 
+    psnr = part("core.quality").psnr
     torch.manual_seed(1)
     model = build_autoencoder()
 
@@ -140,7 +138,7 @@ def train_autoencoder(steps: int, batch: int, rate: float) -> None:
         error = drawn.float() - picture
         loss = error.abs().mean() + 2.0 * error.square().mean() + 2e-4 * latent.square().mean()
         figures = {
-            "psnr": psnr(error.square().mean().item() / 4.0),
+            "psnr": psnr(drawn.detach().float(), picture, 2.0),
             "latent_std": latent.std().item(),
         }
         return loss, figures
@@ -155,7 +153,9 @@ def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
     noise: deviation of what is added to the unit-scale latents, so that small errors of a sampler
     stay small.
     """
-    model = trained_autoencoder()
+    from tools.pack import part
+
+    psnr, model = part("core.quality").psnr, trained_autoencoder()
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
@@ -169,7 +169,7 @@ def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
             drawn: Any = model.decode(shaken)  # type: ignore[operator]
         error = drawn.float() - picture
         loss = 0.3 * error.abs().mean() + 4.0 * error.square().mean()
-        return loss, {"psnr": psnr(error.square().mean().item() / 4.0), "noise": noise}
+        return loss, {"psnr": psnr(drawn.detach().float(), picture, 2.0), "noise": noise}
 
     run_training("decoder", model, loss_of, steps=steps, rate=rate, seed=3, weight_decay=0.0)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.graphs import CONTROLS, METHODS, STEPS, Settings
+from bench.methods import CONTROLS, METHODS, STEPS, Settings
 from bench.pie import report, toyset
 from bench.pie.dataset import MAPPING, SIDE, TYPES, Entry, PieError, choose, read
 from bench.pie.editing import Plan, Runner, check_checkpoint, prepared

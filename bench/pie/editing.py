@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from bench.graphs import CONTROLS, Case, Settings, edit_graph, rows_per_step
+from bench.graphs import edit_graph, rows_per_step
+from bench.methods import CONTROLS, Case, Settings
 from bench.pie.dataset import Entry, PieError
 from bench.pie.store import Store
 from tools.client import Client, Graph, Interrupted, JobFailed, Result
@@ -19,7 +20,7 @@ from tools.client import Client, Graph, Interrupted, JobFailed, Result
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run: names of bench.graphs, nodes' settings, the target blend word's weight, the
+    """What is run: names of bench.methods, nodes' settings, the target blend word's weight, the
     model's picture size.
 
     checkpoint: its name at the server ("": the toy model).
@@ -68,13 +69,17 @@ def asked(entry: Entry, plan: Plan, picture: str) -> Asked:
     first, second = (*map(bare, entry.words[:2]), "", "")[:2]
     old, new = ({bare(word) for word in text.split()} for text in (entry.source, entry.target))
     blend = [word for word in dict.fromkeys((first, second)) if word and word in old | new]
-    weighted = CONTROLS[plan.control].p2p and plan.word_weight != 1.0 and second in new - {""}
+    weighted = (
+        "p2p" in CONTROLS[plan.control].attention
+        and plan.word_weight != 1.0
+        and second in new - {""}
+    )
     weights = f"{second}: {plan.word_weight:g}" if weighted else ""
     control, note = plan.control, ""
     lost = [word for word in dict.fromkeys((first, second)) if word and word not in old | new]
     if lost:
         note = f"not in the prompts: {', '.join(lost)}"
-    if CONTROLS[control].blend and not blend:
+    if "blend" in CONTROLS[control].attention and not blend:
         control, note = "p2p", "; ".join(filter(None, (note, "no blend words")))
     case = Case(
         picture,

@@ -9,7 +9,7 @@ import pytest
 
 from bench import benchmarks, null_text, readme
 from bench.cases import KINDS, TUNED_FILE
-from bench.graphs import Settings
+from bench.methods import Settings
 
 
 @pytest.mark.parametrize("document", [readme, benchmarks, null_text])

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from bench.cases import KINDS
-from bench.graphs import CONTROLS
 from bench.jobs import Job, Made, Workers, make
+from bench.methods import CONTROLS
 from bench.summary import LIMITS, find, read_lines, rows_of
 from bench.sweeps import SWEEPS, lines_at, settings_of
 from tools import install

@@ -57,7 +57,7 @@ def test_methods_run_the_rows_that_they_should(rows: dict[str, seconds.Row]) -> 
     closed = steps == STEPS  # whether there is a step behind the windows
     expected = {
         "plain": 2 * steps,
-        "DDIM": steps,
+        "ddim": steps,
         "P2P edit, direct": 3 * steps - closed,
         "P2P edit, negative_prompt": 3 * steps,
         "P2P edit, null_text": 4 * steps,
@@ -72,7 +72,7 @@ def test_methods_run_the_rows_that_they_should(rows: dict[str, seconds.Row]) -> 
 def test_methods_that_stop_early_stay_within_their_bounds(rows: dict[str, seconds.Row]) -> None:
     steps = of(rows, "plain")["steps"]
     fixed, fast, reference = (
-        of(rows, name) for name in ("fixed", "null-text fast", "null-text reference")
+        of(rows, name) for name in ("fixed", "null_text fast", "null_text reference")
     )
     assert 4 * steps <= fixed["rows"] <= 12 * steps
     assert fast["backward_rows"] == steps and 2 * steps <= fast["rows"] <= 3 * steps
@@ -82,7 +82,7 @@ def test_methods_that_stop_early_stay_within_their_bounds(rows: dict[str, second
 
 @pytest.mark.slow
 def test_gradients_need_memory_beside_the_weights(rows: dict[str, seconds.Row]) -> None:
-    plain, optimized = of(rows, "DDIM")["peak_gib"], of(rows, "null-text fast")["peak_gib"]
+    plain, optimized = of(rows, "ddim")["peak_gib"], of(rows, "null_text fast")["peak_gib"]
     assert plain < optimized < 3 * plain
 
 

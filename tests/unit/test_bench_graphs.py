@@ -10,18 +10,9 @@ from typing import Any
 import pytest
 
 from bench.cases import KINDS
-from bench.graphs import (
-    CONTROLS,
-    METHODS,
-    Case,
-    Settings,
-    edit_graph,
-    prepare_rows,
-    proximal,
-    rows_per_step,
-    sampler_of,
-)
+from bench.graphs import edit_graph, prepare_rows, rows_per_step, sampler_of
 from bench.jobs import limits_graph
+from bench.methods import CONTROLS, METHODS, Case, Settings, proximal
 from bench.sweeps import SWEEPS, jobs, settings_of
 from tools.pack import part
 

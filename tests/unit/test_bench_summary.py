@@ -13,8 +13,8 @@ import pytest
 
 from bench import quality
 from bench.cases import KINDS
-from bench.graphs import CONTROLS, EDITS, METHODS, PASTED, Settings
 from bench.jobs import Job, Made, Uploads, _left, graph_of, make
+from bench.methods import CONTROLS, EDITS, METHODS, PASTED, Settings
 from bench.summary import (
     LIMITS,
     TUNED,

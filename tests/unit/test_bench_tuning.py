@@ -12,7 +12,8 @@ import pytest
 
 from bench import quality, tuning
 from bench.cases import HELD_OUT, KINDS, RIGID_KINDS, TUNED_FILE
-from bench.graphs import PASTED, Settings, control_of
+from bench.graphs import control_of
+from bench.methods import PASTED, Settings
 from bench.summary import TUNED, cfgs_of
 from tools.client import ServerError
 

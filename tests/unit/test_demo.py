@@ -39,7 +39,7 @@ def test_default_scene_has_a_true_edit_that_keeps_everything_else() -> None:
     assert job.scene is not None and job.truth is not None
     where = demo.kept(job)
     assert where is not None
-    assert demo.psnr(job.picture, demo.to_image(job.truth.render()), where) > 45.0
+    assert demo.decibels(job.picture, demo.to_image(job.truth.render()), where) > 45.0
 
 
 def test_edit_graph_is_the_starter_with_everything_filled_in(job: demo.Job) -> None:
@@ -118,13 +118,13 @@ def test_main_prints_errors_without_traceback(capsys: pytest.CaptureFixture[str]
 
 def test_psnr_is_that_of_the_weighted_pixels() -> None:
     black, gray = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
-    assert demo.psnr(black, gray) == pytest.approx(13.98, abs=0.01)  # 0.2 everywhere
+    assert demo.decibels(black, gray) == pytest.approx(13.98, abs=0.01)  # 0.2 everywhere
     half = black.copy()
     half.paste((51, 51, 51), (0, 0, 2, 4))
     left = np.zeros((4, 4))
     left[:, :2] = 1.0
-    assert demo.psnr(black, half, left) == pytest.approx(13.98, abs=0.01)
-    assert demo.psnr(black, half, 1.0 - left) == 100.0
+    assert demo.decibels(black, half, left) == pytest.approx(13.98, abs=0.01)
+    assert demo.decibels(black, half, 1.0 - left) == 100.0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.graphs import Settings
+from bench.methods import Settings
 from bench.pie import __main__ as command
 from bench.pie import editing, toyset
 from bench.pie.dataset import Entry, PieError, read
