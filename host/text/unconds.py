@@ -11,6 +11,7 @@ import torch
 from ...core.control import Place
 from ...core.correction import Correction, Uncond
 from ...core.trajectory import Trajectory
+from ...inversion.null_text import NULLS
 from .conditioning import (
     between,
     equal_lengths,
@@ -71,7 +72,7 @@ class Unconds:
 
     def _texts(self, chosen: Any, reads: list[Uncond], rows: slice, place: Place) -> torch.Tensor:
         """Optimised embeddings of the step where a row reads them, its own text elsewhere."""
-        nulls = self.trajectory.nulls[place.step]  # type: ignore[index]  # the correction has checked
+        nulls = self.trajectory.extras[NULLS][place.step]
         text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
         text = text.expand(len(reads), -1, -1)
         pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]
