@@ -362,7 +362,7 @@ def _stored(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stored:
 
 def _checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if name not in ("sigmas", "latents") and not name.startswith(_EXTRA):
-        raise PivotError(f"tensors sigmas, latents and {_EXTRA}...", f"{name!r:.100}", _DAMAGED)
+        raise PivotError(f"tensors sigmas, latents and {_EXTRA}<name>", f"{name!r:.100}", _DAMAGED)
     dtypes = (torch.float64,) if name == "sigmas" else (torch.float32, torch.float16)
     if tensor.dtype not in dtypes:
         raise PivotError(f"{name} in {' or '.join(map(str, dtypes))}", str(tensor.dtype), _DAMAGED)
