@@ -126,12 +126,11 @@ class Pictures:
         """The trajectory of every single picture."""
         mark = part("host.model.checks").conditioning_fingerprint
         for i, text in enumerate(self.texts):
-            nulls = None if pivot.nulls is None else pivot.nulls[:, i : i + 1]
+            extras = {name: extra[:, i : i + 1] for name, extra in pivot.extras.items()}
+            latents = pivot.latents[:, i : i + 1]
             yield (
                 i,
-                dataclasses.replace(
-                    pivot, latents=pivot.latents[:, i : i + 1], nulls=nulls, conditioning=mark(text)
-                ),
+                dataclasses.replace(pivot, latents=latents, extras=extras, conditioning=mark(text)),
             )
 
     def back(self, method: Method, pivot: Any, cfg: float) -> list[tuple[float, float]]:

@@ -87,8 +87,9 @@ def measured(bench: Bench, count: int) -> Iterator[dict[str, Any]]:
 def _edits(
     bench: Bench, pictures: Pictures, pivot: Any, these: list[Any], single: bool
 ) -> dict[str, Any]:
+    options = {**pivot.correction.options, "single_branch": single}
     pivot = dataclasses.replace(
-        pivot, correction=dataclasses.replace(pivot.correction, single_branch=single)
+        pivot, correction=dataclasses.replace(pivot.correction, options=options)
     )
     means = judged_edits(bench, pictures, pivot, these, CFG, "auto")
     return {"read_by": "source alone" if single else "source and target", **means}

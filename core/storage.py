@@ -3,12 +3,17 @@ run."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import pathlib
+import re
+import time
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import safetensors
@@ -16,14 +21,17 @@ import safetensors.torch
 import torch
 
 from .errors import PivotError
+from .recipe import Recipe
 from .trajectory import Trajectory
 from .version import pack_version
 
 FORMAT = "pivot_edit.inversion"
-VERSION = 1
+VERSION = 2
 SUFFIX = ".safetensors"
+HASH = "sha256"
+_EXTRA = "extras."
 _LONGEST_HEADER = 1 << 20
-_FIELDS: dict[str, tuple[type, ...]] = {
+_FIRST: dict[str, tuple[type, ...]] = {
     "method": (str,),
     "model": (str,),
     "conditioning": (str,),
@@ -33,54 +41,117 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "pack": (str,),
     "correction": (dict, type(None)),
 }
-"""What the header tells beside format and version, each as json, and its type."""
-_DTYPES = {
-    "sigmas": (torch.float64,),
-    "latents": (torch.float32, torch.float16),
-    "nulls": (torch.float32, torch.float16),
+_FIELDS = {
+    "1": _FIRST,
+    "2": {**_FIRST, "stepper": (dict, type(None)), "path": (str,), HASH: (str,)},
 }
+"""What the header of each version tells beside format and version, each as json, and its type."""
+_RENAMED = {"1": {"nulls": f"{_EXTRA}nulls"}, "2": {}}
+"""Tensors that have another name now; version 1 knew null-text's embeddings alone."""
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")
+_ABANDONED = 3600.0
+"""Seconds after which a part file belongs to nobody. Each write to it sets its time anew, and the
+largest inversion is written in seconds; clocks of network shares differ by minutes."""
 _CHOOSE = "Choose a file that Save Inversion has written."
 _DAMAGED = "The file is damaged; save the inversion again."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """What a file holds.
-
-    trajectory: without its correction, which is kept as plain data; correction: its name and
-    options, or None;
-    pack: the version that wrote the file; half: whether its numbers were rounded to half precision.
-    """
+    """What a file holds."""
 
     trajectory: Trajectory
-    correction: tuple[str, dict[str, Any]] | None
     pack: str
+    """The version of the pack that wrote the file."""
     half: bool
+    """Whether its numbers were rounded to half precision."""
 
 
 def write(path: pathlib.Path, trajectory: Trajectory, half: bool = False) -> None:
     """Write an inversion in whole or not at all.
 
     In fp32 every number comes back bit for bit, `latents[0]`, the encoder's output, among them.
-    half: latents and embeddings are rounded to fp16, `latents[0]` too, so that the picture comes
+    half: latents and extras are rounded to fp16, `latents[0]` too, so that the picture comes
     back within `rounding`; levels stay float64. Raises PivotError when the file exists, when a
     number is too large for half precision, or when the prompt is too long for the header.
     """
-    if path.exists():
-        raise PivotError(
-            "a name that is free", f"{path.name}, which exists", "Choose another one.", "write"
-        )
-    data = safetensors.torch.save(_tensors(trajectory, half), _metadata(trajectory))
-    _check_length(int.from_bytes(data[:8], "little"), "Shorten the prompt.")
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    with _part(path.parent, _bytes(trajectory, half)) as part:
+        try:
+            _publish(part, path)
+        except FileExistsError as error:
+            raise PivotError(
+                "a name that is free",
+                f"{path.name}, which exists",
+                "Choose another one.",
+                "write",
+            ) from error
+
+
+def write_numbered(
+    folder: pathlib.Path, stem: str, trajectory: Trajectory, half: bool = False, first: int = 1
+) -> pathlib.Path:
+    """Write an inversion as `write` does, under the first free number from `first` on; its path.
+
+    Several processes may save under one stem at once: each gets numbers of its own.
+    """
+    with _part(folder, _bytes(trajectory, half)) as part:
+        number = first
+        while True:
+            path = folder / f"{stem}_{number:05}_{SUFFIX}"
+            # asking whether the name is free, and taking it afterwards, would lose files
+            with contextlib.suppress(FileExistsError):
+                _publish(part, path)
+                return path
+            number += 1
+
+
+@contextlib.contextmanager
+def _part(folder: pathlib.Path, data: bytes) -> Iterator[pathlib.Path]:
+    """A finished file under a passing name in the folder, gone afterwards."""
+    _clear_parts(folder)
+    part = folder / f".{uuid.uuid4().hex}.part"
     try:
         with part.open("xb") as file:  # save_file would make it readable for its owner alone
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        yield part
     finally:
         part.unlink(missing_ok=True)
+
+
+def _clear_parts(folder: pathlib.Path) -> None:
+    """Remove what saves left behind that were killed."""
+    for part in folder.glob(".*.part"):
+        # litter is no reason to fail a save, and another process may be clearing, too
+        with contextlib.suppress(OSError):
+            if _PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+
+
+def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
+    """Give a finished file its name in one stroke; FileExistsError where the name is taken."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # FAT and some network shares have no links: an empty file holds the name until the
+        # finished one replaces it
+        path.open("xb").close()
+        try:
+            os.replace(part, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _bytes(trajectory: Trajectory, half: bool) -> bytes:
+    """The whole file."""
+    tensors = _tensors(trajectory, half)
+    data = safetensors.torch.save(tensors, _metadata(trajectory, tensors))
+    _check_length(int.from_bytes(data[:8], "little"), "Shorten the prompt.")
+    return data
 
 
 def rounding(x: torch.Tensor) -> float:
@@ -103,20 +174,39 @@ def read(path: pathlib.Path) -> Stored:
     says of itself what its tensors are not."""
     try:
         with path.open("rb") as file:
-            fields = _fields(_header(file))
+            metadata = _header(file)
+            fields = _fields(metadata)
             file.seek(0)
-            return _stored(fields, _load(file.read()))
+            tensors = _load(file.read())
+            if HASH in fields and fields[HASH] != content_hash(metadata, tensors):
+                raise PivotError("content that its hash fits", "another content", _DAMAGED)
+            return _stored(fields, _renamed(tensors, metadata["version"]))
     except PivotError as error:
         raise error.at(path.name) from error
 
 
+def content_hash(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """The sha256 of all that a file tells, but for the hash itself.
+
+    It is taken of what was read, rather than of the file: nothing that is used is left out, and
+    two readers of one header cannot disagree about it.
+    """
+    told = {name: value for name, value in metadata.items() if name != HASH}
+    about = [[name, str(x.dtype), list(x.shape)] for name, x in sorted(tensors.items())]
+    digest = hashlib.sha256(json.dumps([told, about], sort_keys=True).encode())
+    for _, x in sorted(tensors.items()):
+        digest.update(x.detach().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _tensors(trajectory: Trajectory, half: bool) -> dict[str, torch.Tensor]:
-    tensors = {"latents": trajectory.latents} | (
-        {} if trajectory.nulls is None else {"nulls": trajectory.nulls}
-    )
-    kept = {name: _halved(x, name) if half else x.float() for name, x in tensors.items()}
+    tensors = {"latents": trajectory.latents} | {
+        f"{_EXTRA}{name}": extra for name, extra in trajectory.extras.items()
+    }
+    rounded = {name: _halved(x, name) if half else x.float() for name, x in tensors.items()}
     return {
-        name: x.contiguous() for name, x in {"sigmas": trajectory.sigmas.double(), **kept}.items()
+        name: x.contiguous()
+        for name, x in {"sigmas": trajectory.sigmas.double(), **rounded}.items()
     }
 
 
@@ -131,8 +221,7 @@ def _halved(x: torch.Tensor, name: str) -> torch.Tensor:
     return x.half()
 
 
-def _metadata(trajectory: Trajectory) -> dict[str, str]:
-    own = trajectory.correction
+def _metadata(trajectory: Trajectory, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     fields = {
         "method": trajectory.method,
         "model": trajectory.model,
@@ -141,11 +230,18 @@ def _metadata(trajectory: Trajectory) -> dict[str, str]:
         "guidance": float(trajectory.guidance),
         "size": list(trajectory.latents.shape),
         "pack": pack_version(),
-        "correction": own and {"name": own.name, "options": dataclasses.asdict(own)},  # type: ignore[call-overload]
+        "correction": _plain(trajectory.correction),
+        "stepper": _plain(trajectory.stepper),
+        "path": trajectory.path,
     }
-    return {"format": FORMAT, "version": str(VERSION)} | {
+    metadata = {"format": FORMAT, "version": str(VERSION)} | {
         name: json.dumps(value) for name, value in fields.items()
     }
+    return metadata | {HASH: json.dumps(content_hash(metadata, tensors))}
+
+
+def _plain(recipe: Recipe | None) -> dict[str, Any] | None:
+    return None if recipe is None else {"name": recipe.name, "options": dict(recipe.options)}
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
@@ -182,33 +278,43 @@ def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
             f"{metadata.get('format', 'a file of another kind')}",
             _CHOOSE,
         )
-    version = str(metadata.get("version"))
-    if version != str(VERSION):
+    version = metadata.get("version")
+    if not isinstance(version, str) or version not in _FIELDS:
         raise PivotError(
-            f"version {VERSION} of the format", version, "Update Pivot Edit, or save it again."
+            f"version {' or '.join(_FIELDS)} of the format",
+            f"{version}",
+            "Update Pivot Edit, or save it again.",
         )
-    fields = {name: _field(metadata, name) for name in _FIELDS}
-    correction = fields["correction"]
-    if correction is not None and [type(correction.get(key)) for key in ("name", "options")] != [
-        str,
-        dict,
-    ]:
-        raise PivotError("a correction's name and options", json.dumps(correction), _DAMAGED)
+    types = _FIELDS[version]
+    for name in metadata.keys() - types.keys() - {"format", "version"}:
+        # a damaged version 2 could pass for a version 1, which has no hash
+        raise PivotError(f"a header of version {version}", f"one with {name!r:.100}", _DAMAGED)
+    fields = {name: _field(metadata, name, kinds) for name, kinds in types.items()}
+    for name in ("correction", "stepper"):
+        fields[name] = _recipe(fields.get(name), name)
     if not math.isfinite(fields["guidance"]):
         raise PivotError("a finite guidance", f"{fields['guidance']}", _DAMAGED)
     return fields
 
 
-def _field(metadata: dict[str, Any], name: str) -> Any:
+def _field(metadata: dict[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
     if name not in metadata:
         raise PivotError(f"the {name} in its header", "none", _DAMAGED)
     try:
         value = json.loads(metadata[name])
     except (ValueError, TypeError, RecursionError):
         value = NotImplemented
-    if not isinstance(value, _FIELDS[name]):
+    if not isinstance(value, kinds):
         raise PivotError(f"the {name} in its header", f"{metadata[name]!r:.100}", _DAMAGED)
     return value
+
+
+def _recipe(plain: dict[str, Any] | None, name: str) -> Recipe | None:
+    if plain is None:
+        return None
+    if [type(plain.get(key)) for key in ("name", "options")] != [str, dict]:
+        raise PivotError(f"a {name}'s name and options", f"{json.dumps(plain):.100}", _DAMAGED)
+    return Recipe(plain["name"], plain["options"])
 
 
 def _load(data: bytes) -> dict[str, torch.Tensor]:
@@ -220,14 +326,19 @@ def _load(data: bytes) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def _renamed(tensors: dict[str, torch.Tensor], version: str) -> dict[str, torch.Tensor]:
+    names = _RENAMED[version]
+    return {names.get(name, name): x for name, x in tensors.items()}
+
+
 def _stored(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stored:
     for name in ("sigmas", "latents"):
         if name not in tensors:
             raise PivotError(
                 f"a tensor {name}", f"only {', '.join(sorted(tensors)) or 'none'}", _DAMAGED
             )
-    kept = {name: _checked(tensors[name], name) for name in _DTYPES if name in tensors}
-    sigmas, latents, nulls = kept["sigmas"], kept["latents"], kept.get("nulls")
+    checked = {name: _checked(x, name) for name, x in tensors.items()}
+    sigmas, latents = checked.pop("sigmas"), checked.pop("latents")
     if list(latents.shape) != fields["size"]:
         raise PivotError(
             f"latents of the size it tells, {fields['size']}", f"{list(latents.shape)}", _DAMAGED
@@ -239,26 +350,22 @@ def _stored(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stored:
         or not bool((sigmas.diff() > 0.0).all())
     ):
         raise PivotError("ascending levels", f"{sigmas.flatten()[:4].tolist()} ...", _DAMAGED)
-    told = {
-        name: fields[name] for name in ("method", "model", "conditioning", "prompt", "guidance")
-    }
+    names = {field.name for field in dataclasses.fields(Trajectory)}
     trajectory = Trajectory(
-        sigmas, latents.float(), nulls=None if nulls is None else nulls.float(), **told
+        sigmas,
+        latents.float(),
+        extras={name.removeprefix(_EXTRA): x.float() for name, x in checked.items()},
+        **{name: value for name, value in fields.items() if name in names},
     )
-    own = fields["correction"]
-    return Stored(
-        trajectory,
-        own and (own["name"], own["options"]),
-        fields["pack"],
-        latents.dtype == torch.float16,
-    )
+    return Stored(trajectory, fields["pack"], latents.dtype == torch.float16)
 
 
 def _checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    if tensor.dtype not in _DTYPES[name]:
-        raise PivotError(
-            f"{name} in {' or '.join(map(str, _DTYPES[name]))}", str(tensor.dtype), _DAMAGED
-        )
+    if name not in ("sigmas", "latents") and not name.startswith(_EXTRA):
+        raise PivotError(f"tensors sigmas, latents and {_EXTRA}<name>", f"{name!r:.100}", _DAMAGED)
+    dtypes = (torch.float64,) if name == "sigmas" else (torch.float32, torch.float16)
+    if tensor.dtype not in dtypes:
+        raise PivotError(f"{name} in {' or '.join(map(str, dtypes))}", str(tensor.dtype), _DAMAGED)
     if not torch.isfinite(tensor).all():
         raise PivotError(f"finite numbers in its {name}", "NaN or infinity", _DAMAGED)
     return tensor

@@ -3,54 +3,81 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 
-from .correction import Correction
 from .errors import PivotError, check_finite
+from .path import PATHS
+from .recipe import Frozen, Recipe
+
+"""Names of the coordinates that latents may be in; `vp` is variance-preserving."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
     """The pivot x*_0 ... x*_N of a batch of pictures (Mokady et al. 2022, arXiv 2211.09794, sec.
-    3.2).
-
-    sigmas: ascending levels [N + 1], float64, index 0 the clean end.
-    latents: variance-preserving, scaled as the model sees them, [N + 1, B, C, H, W], fp32 on the
-        CPU; `latents[0]` is the encoder's output unchanged.
-    method: the inversion's name; model, conditioning: fingerprints of what it was made with;
-        prompt: the source prompt where it is known; guidance: the cfg it was made at.
-    nulls: optimised embeddings [N, B, T, D], the noisiest step first, fp32 on the CPU, or None.
-    correction: how it is to be replayed, where that was said.
-    """
+    3.2). Plain data through and through: a file holds all of it."""
 
     sigmas: torch.Tensor
+    """Ascending levels [N + 1], float64, index 0 the clean end."""
     latents: torch.Tensor
+    """[N + 1, B, C, H, W] or, of video, [N + 1, B, C, F, H, W], scaled as the model sees them, in
+    the coordinates of `path`, fp32 on the CPU; `latents[0]` is the encoder's output unchanged."""
     method: str
+    """The inversion's name."""
     model: str
+    """The fingerprint of the model that it was made with."""
     conditioning: str
+    """The fingerprint of the conditioning that it was made with."""
     prompt: str = ""
+    """The source prompt where it is known."""
     guidance: float = 1.0
-    nulls: torch.Tensor | None = None
-    correction: Correction | None = None
+    """The cfg it was made at."""
+    extras: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """What methods have learnt of single steps, by name: [N, ...], the noisiest step first, fp32
+    on the CPU."""
+    correction: Recipe | None = None
+    """How the source row is to be brought back at replay, where that was said."""
+    stepper: Recipe | None = None
+    """The step rule of the replay; None is ddim."""
     path: str = "vp"
+    """The coordinates of the latents, one of PATHS."""
 
     def __post_init__(self) -> None:
-        if self.latents.ndim != 5 or len(self.latents) != len(self.sigmas):
+        if self.latents.ndim not in (5, 6) or len(self.latents) != len(self.sigmas):
             raise PivotError(
-                f"latents [{len(self.sigmas)}, B, C, H, W]",
+                f"latents [{len(self.sigmas)}, B, C, H, W] or [{len(self.sigmas)}, B, C, F, H, W]",
                 str(list(self.latents.shape)),
                 "Pass one latent for every level.",
             )
         check_finite(self.latents, "the latents of a trajectory", self.method)
-        if self.nulls is not None and (
-            self.nulls.ndim != 4 or self.nulls.shape[:2] != (self.steps, self.batch)
-        ):
+        if self.path not in PATHS:
             raise PivotError(
-                f"embeddings [{self.steps}, {self.batch}, T, D]",
-                str(list(self.nulls.shape)),
-                "Pass one for every step and picture.",
+                f"path to be one of {tuple(PATHS)}",
+                repr(self.path),
+                "Update Pivot Edit, or invert the picture again.",
             )
+        object.__setattr__(self, "extras", Frozen(self.extras))
+        for name, extra in self.extras.items():
+            self._check_extra(name, extra)
+
+    def _check_extra(self, name: str, extra: torch.Tensor) -> None:
+        if not name.isidentifier():  # files hold it as a part of a tensor's name
+            raise PivotError("the name of an extra as one plain word", repr(name), "Rename it.")
+        if extra.ndim < 1 or len(extra) != self.steps:
+            raise PivotError(
+                f"extra {name} as [{self.steps}, ...]",
+                str(list(extra.shape)),
+                "Pass one part for every step.",
+            )
+        if extra.dtype != torch.float32 or extra.device.type != "cpu":
+            raise PivotError(
+                f"extra {name} in torch.float32 on the cpu",
+                f"{extra.dtype} on the {extra.device.type}",
+                "Convert it with .float().cpu().",
+            )
+        check_finite(extra, f"extra {name} of a trajectory", self.method)
 
     @property
     def steps(self) -> int:

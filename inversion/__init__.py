@@ -8,6 +8,7 @@ from typing import Any
 from ..core.correction import Correction
 from ..core.errors import PivotError
 from ..core.inverter import Inverter
+from ..core.recipe import Recipe, built
 from ..core.stepper import StepRule
 from ..core.trajectory import Trajectory
 from .ddim import Ddim, DdimStep, Uncorrected
@@ -21,7 +22,7 @@ INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, Fixed
 CORRECTIONS: dict[str, type[Correction]] = {
     kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)
 }
-RULES: dict[str, type[StepRule]] = {kind.name: kind for kind in (DdimStep,)}
+STEPPERS: dict[str, type[StepRule]] = {kind.name: kind for kind in (DdimStep,)}
 AUTO = "auto"
 
 
@@ -38,29 +39,29 @@ def inverter_named(name: str, **options: Any) -> Inverter:
     return made
 
 
-def correction_named(name: str, **options: Any) -> Correction:
+def correction_named(name: str, /, **options: Any) -> Correction:
     """The correction method of a name; PivotError lists the names there are."""
-    if name not in CORRECTIONS:
-        raise PivotError(
-            f"correction to be one of {tuple(CORRECTIONS)}", repr(name), "Choose one of them."
-        )
-    return CORRECTIONS[name](**options)
+    return built(Recipe(name, options), CORRECTIONS, "correction")
 
 
 def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
-    """The correction of a name, with the options that the inversion carries for it.
+    """The correction of a name, with the options that the inversion's recipe has for it.
 
-    `auto`: the one that the inversion carries; else, for an inversion made at a cfg of its own,
-    none; else direct.
+    `auto`: the one of the recipe; else, for an inversion made at a cfg of its own, none; else
+    direct.
     """
-    own = trajectory.correction
+    recipe = trajectory.correction
     if name == AUTO:
-        name = own.name if own else "direct" if trajectory.guidance == 1.0 else "none"
-    chosen = own if own and own.name == name else correction_named(name)
+        name = recipe.name if recipe else "direct" if trajectory.guidance == 1.0 else "none"
+    options = recipe.options if recipe and recipe.name == name else {}
+    chosen = built(Recipe(name, options), CORRECTIONS, "correction")
     chosen.check(trajectory)
     return chosen
 
 
 def rule_for(trajectory: Trajectory) -> StepRule:
     """The step rule that an inversion is replayed by: plain DDIM unless it says another."""
-    return DdimStep()
+    recipe = trajectory.stepper or Recipe(DdimStep.name)
+    rule = built(recipe, STEPPERS, "step rule")
+    rule.check(trajectory)
+    return rule

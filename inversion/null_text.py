@@ -20,6 +20,9 @@ from ..core.errors import PivotError, check_finite
 from ..core.path import VP
 from ..core.trajectory import Trajectory
 
+NULLS = "nulls"
+"""The extra that holds the optimised embeddings, [N, B, T, D]."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NullText(Correction):
@@ -46,11 +49,19 @@ class NullText(Correction):
         )
 
     def check(self, trajectory: Trajectory) -> None:
-        if trajectory.nulls is None:
+        nulls = trajectory.extras.get(NULLS)
+        if nulls is None:
             raise PivotError(
                 "an inversion with optimised embeddings",
                 "one without",
                 "Connect it through Null-Text Optimize, or choose another correction.",
+                "null_text",
+            )
+        if nulls.ndim != 4 or nulls.shape[:2] != (trajectory.steps, trajectory.batch):
+            raise PivotError(
+                f"embeddings [{trajectory.steps}, {trajectory.batch}, T, D]",
+                str(list(nulls.shape)),
+                "Pass one for every step and picture.",
                 "null_text",
             )
 

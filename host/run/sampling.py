@@ -129,6 +129,7 @@ def run_inversion(
         conditioning_fingerprint(source),
         prompt_of(source),
         cfg,
+        {name: extra.float().cpu() for name, extra in inverted.extras.items()},
     )
     return trajectory, residuals
 

@@ -11,6 +11,7 @@ import torch
 from ...core.correction import Correction
 from ...core.inverter import Inverter
 from ...core.quality import latent_psnr
+from ...core.recipe import recipe_of
 from ...core.trajectory import Trajectory
 from ...inversion import correction_for, rule_for
 from ..run.replay import ReplaySampler
@@ -55,9 +56,9 @@ def _residual(residuals: list[torch.Tensor]) -> str:
 
 
 def with_correction(trajectory: Trajectory, correction: Correction) -> Trajectory:
-    """The inversion with a correction of its own, which edit nodes set to `auto` follow."""
+    """The inversion with a correction's recipe, which edit nodes set to `auto` follow."""
     correction.check(trajectory)
-    return dataclasses.replace(trajectory, correction=correction)
+    return dataclasses.replace(trajectory, correction=recipe_of(correction))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,10 @@ import torch
 
 from ...core.errors import PivotError
 from ...core.path import VP, Denoise
+from ...core.recipe import recipe_of
 from ...core.trajectory import Trajectory
 from ...inversion.null_text import (
+    NULLS,
     PRESETS,
     NullText,
     Optimized,
@@ -292,7 +294,10 @@ def with_embeddings(
     correction = NullText(
         settings.single_branch, settings.base, cfg, conditioning_fingerprint(negative)
     )
-    return dataclasses.replace(trajectory, nulls=found.nulls, correction=correction)
+    extras = {**trajectory.extras, NULLS: found.nulls}
+    made = dataclasses.replace(trajectory, extras=extras, correction=recipe_of(correction))
+    correction.check(made)
+    return made
 
 
 def _remarks(model_options: dict[str, Any]) -> list[str]:

@@ -3,7 +3,9 @@ folder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import os
 import pathlib
@@ -12,17 +14,16 @@ from typing import Any
 
 import folder_paths
 
-from ...core.correction import Correction
 from ...core.errors import PivotError
 from ...core.storage import (
     SUFFIX,
     is_inversion,
     read,
     rounding,
-    write,
+    write_numbered,
 )
 from ...core.trajectory import Trajectory
-from ...inversion import correction_named
+from ...inversion import correction_for
 from ..model.checks import check_same_model
 from .masks import PIXELS
 
@@ -36,34 +37,65 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
     """Save an inversion in the output folder under the next free number; its name for `load`, and a
     report.
 
+    prefix: a prefix without a last part, such as "folder/", is completed by PREFIX's own, because
+    ComfyUI cannot count the files of such a one.
     prompt: in place of the one that the inversion remembers, where it is not empty.
     """
+    if os.path.basename(prefix) in ("", os.curdir, os.pardir):
+        prefix = os.path.join(prefix, os.path.basename(PREFIX))
     root = pathlib.Path(folder_paths.get_output_directory()).resolve()
-    _check_inside(root / prefix, root, prefix, SAVE)
     height, width = (PIXELS * size for size in trajectory.latents.shape[-2:])
-    folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, str(root), width, height
-    )
-    path = pathlib.Path(folder) / f"{stem}_{number:05}_{SUFFIX}"
-    write(path, dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt), half)
+    trajectory = dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt)
+    with _explained(prefix):
+        _check_inside(root / prefix, root, prefix, SAVE)
+        folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, str(root), width, height
+        )
+        path = write_numbered(pathlib.Path(folder), stem, trajectory, half, number)
     name = (pathlib.Path(subfolder) / path.name).as_posix() + OUTPUT
     report = f"{name}, {path.stat().st_size / 1e6:.1f} MB, {_described(trajectory)}"
     return name, report + (f"; half precision, {_cost(trajectory)}" if half else "")
 
 
+@contextlib.contextmanager
+def _explained(prefix: str) -> Iterator[None]:
+    """What the file system refuses, as a PivotError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        expected, do = _REASONS.get(
+            error.errno or 0,
+            ("an output folder that can be written", "Look at its rights and its free space."),
+        )
+        reason = error.strerror or type(error).__name__
+        raise PivotError(expected, f"{prefix!r:.100}: {reason}", do, SAVE) from error
+
+
+_NO_FOLDER = ("folders on the way to the file", "A file has that name: choose another prefix.")
+_REASONS = {
+    errno.ENAMETOOLONG: (
+        "a name that the file system can hold",
+        "Shorten filename_prefix; most hold 255 bytes with the number.",
+    ),
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+}
+"""Error numbers of the file system: what was expected, and what to do."""
+
+
 def _cost(trajectory: Trajectory) -> str:
-    kept = {"latents": trajectory.latents, "embeddings": trajectory.nulls}
-    return ", ".join(
-        f"relative error of {name} {rounding(x):.1e}" for name, x in kept.items() if x is not None
-    )
+    errors = {"latents": rounding(trajectory.latents)} | {
+        name: rounding(extra) for name, extra in trajectory.extras.items()
+    }
+    return ", ".join(f"relative error of {name} {error:.1e}" for name, error in errors.items())
 
 
 def _described(trajectory: Trajectory) -> str:
     shape = "x".join(map(str, trajectory.latents.shape[1:]))
-    own = f", {trajectory.correction.name}" if trajectory.correction else ""
+    correction = f", {trajectory.correction.name}" if trajectory.correction else ""
     return (
-        f"{trajectory.steps} steps, {trajectory.method}, cfg {trajectory.guidance:g}{own}, latent "
-        f"{shape}"
+        f"{trajectory.steps} steps, {trajectory.method}, cfg {trajectory.guidance:g}{correction}, "
+        f"latent {shape}"
     )
 
 
@@ -74,9 +106,8 @@ def load(
     both folders, a damaged file, another model than `model` and another size than that of `latent`.
     """
     stored = read(find(name))
-    trajectory = dataclasses.replace(stored.trajectory, correction=_rebuilt(stored.correction))
-    if trajectory.correction:
-        trajectory.correction.check(trajectory)
+    trajectory = stored.trajectory
+    _check_recipes(trajectory)
     if model is not None:
         check_same_model(model, trajectory, LOAD)
     if latent is not None:
@@ -173,13 +204,17 @@ def _stamp(path: pathlib.Path) -> str:
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
-def _rebuilt(correction: tuple[str, dict[str, Any]] | None) -> Correction | None:
-    if correction is None:
-        return None
-    name, options = correction
+def _check_recipes(trajectory: Trajectory) -> None:
+    """Raise PivotError unless a replay can follow what the inversion says of itself."""
     try:
-        return correction_named(name, **options)
-    except TypeError as error:
+        if trajectory.correction is not None:
+            correction_for(trajectory)
+    except PivotError as error:
+        raise error.at(LOAD) from error
+    if trajectory.stepper is not None:
         raise PivotError(
-            f"options of {name}", f"{options}", "Update Pivot Edit, or save it again.", LOAD
-        ) from error
+            "an inversion that ddim steps replay",
+            f"the stepper {trajectory.stepper.name!r:.100}",
+            "Update Pivot Edit.",
+            LOAD,
+        )

@@ -11,6 +11,7 @@ import torch
 from ...core.control import Place
 from ...core.correction import Uncond
 from ...core.step import EditStep
+from ...inversion.null_text import NULLS
 from .conditioning import (
     between,
     equal_lengths,
@@ -72,7 +73,7 @@ class Unconds:
     def _texts(self, chosen: Any, reads: list[Uncond], rows: slice, place: Place) -> torch.Tensor:
         """Optimised embeddings of the step where a row reads them, its own text elsewhere."""
         step = self.trajectory.steps - self.moments[place.step].upper
-        nulls = self.trajectory.nulls[step]  # type: ignore[index]  # the correction has checked
+        nulls = self.trajectory.extras[NULLS][step]
         text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
         text = text.expand(len(reads), -1, -1)
         pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]

@@ -27,6 +27,7 @@ from pivot_edit.host.tasks.guidance import PRESETS
 from pivot_edit.host.tasks.inversion import InversionParts, invert_latent, with_correction
 from pivot_edit.host.text.conditioning import join_rows
 from pivot_edit.inversion import Ddim, Direct, FixedPoint, NegativePrompt, NullText
+from pivot_edit.inversion.null_text import NULLS
 from test_controls import close, differ
 from test_editing import Passthrough, pair
 from tools.pack import part
@@ -527,7 +528,8 @@ def test_optimised_embeddings_are_read_by_their_own_picture_and_branch(
     nulls = torch.randn(
         STEPS, 2, *texts["negative"][0][0].shape[1:], generator=torch.Generator().manual_seed(3)
     )
-    pivot = with_correction(dataclasses.replace(pivot, nulls=nulls), NullText(single_branch=single))
+    pivot = dataclasses.replace(pivot, extras={NULLS: nulls})
+    pivot = with_correction(pivot, NullText(single_branch=single))
     calls = reading(model, monkeypatch)
     run(model, pivot, texts, correction="auto")
     read = unconditional(calls, 4)

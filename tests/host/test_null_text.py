@@ -18,7 +18,7 @@ from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.tasks.null_text import null_text, run_optimization
 from pivot_edit.inversion import Ddim
-from pivot_edit.inversion.null_text import PRESETS, Settings
+from pivot_edit.inversion.null_text import NULLS, PRESETS, Settings
 
 KINDS = tuple(unets.SHAPES)
 STEPS, CFG = 3, 7.5
@@ -92,18 +92,15 @@ def test_embeddings_bring_the_picture_nearer_and_weights_stay(
         model, trajectory, **texts, cfg=CFG, preset=preset, checkpointing="auto"
     )
     assert_as_before(model, before)
-    assert (
-        made.nulls.shape == (STEPS, 1, *texts["source"][0][0].shape[1:])
-        and made.nulls.dtype == torch.float32
-    )
-    assert made.correction.name == "null_text" and made.correction.cfg == CFG
+    nulls = made.extras[NULLS]
+    assert nulls.shape == (STEPS, 1, *texts["source"][0][0].shape[1:])
+    assert nulls.dtype == torch.float32
+    assert made.correction.name == "null_text" and made.correction.options["cfg"] == CFG
     assert curve.shape == (1, 400, 720, 3) and len(errors) == STEPS
     assert preset in report and "UNet rows" in report and "gradients need about" in report
     plain = null_text_errors(model, texts, trajectory, preset)
     assert errors[0] < plain[0]
-    assert not made.nulls.is_inference() and torch.equal(
-        made.latents, inverted(model, texts).latents
-    )
+    assert not nulls.is_inference() and torch.equal(made.latents, inverted(model, texts).latents)
 
 
 def null_text_errors(model: Any, texts: Any, trajectory: Any, preset: str) -> list[float]:
@@ -206,7 +203,8 @@ def test_checkpointing_changes_only_memory(model, texts, trajectory) -> None:
         null_text(model, trajectory, **texts, cfg=CFG, preset="fast", checkpointing=on)
         for on in ("on", "off")
     ]
-    torch.testing.assert_close(made[0][0].nulls, made[1][0].nulls, rtol=1e-4, atol=1e-5)
+    nulls = [one[0].extras[NULLS] for one in made]
+    torch.testing.assert_close(*nulls, rtol=1e-4, atol=1e-5)
     assert "checkpointing on" in made[0][3] and "checkpointing off" in made[1][3]
 
 
@@ -337,7 +335,7 @@ def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
         made = null_text(
             model, pivot, **texts, cfg=CFG, preset="fast", checkpointing="off", progress=progress
         )[0]
-        outcomes.append(made.nulls)
+        outcomes.append(made.extras[NULLS])
     assert functions[0] == 0 and functions[-1] == 1, (
         "the second model must have been patched when used"
     )
@@ -345,7 +343,7 @@ def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
     plain = unets.build("SD15")
     other = null_text(
         plain, inverted(plain, texts), **texts, cfg=CFG, preset="fast", checkpointing="off"
-    )[0].nulls
+    )[0].extras[NULLS]
     assert not torch.allclose(other, outcomes[0], rtol=1e-3, atol=1e-3)
 
 
@@ -361,9 +359,10 @@ def test_pictures_of_a_batch_are_optimised_as_if_alone(model, texts, kind) -> No
     batch = inverted(model, texts, 2)
     together = null_text(model, batch, **texts, cfg=CFG, preset="fast", checkpointing="off")[
         0
-    ].nulls
+    ].extras[NULLS]
     one = dataclasses.replace(batch, latents=batch.latents[:, 1:])
-    alone = null_text(model, one, **texts, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    optimized = null_text(model, one, **texts, cfg=CFG, preset="fast", checkpointing="off")[0]
+    alone = optimized.extras[NULLS]
     assert together.shape[1] == 2 and not torch.allclose(together[:, 0], together[:, 1])
     torch.testing.assert_close(together[0, 1:], alone[0], rtol=1e-2, atol=1e-3)
 
@@ -383,7 +382,8 @@ def test_each_picture_may_have_a_prompt_of_its_own(kind, model, texts) -> None:
     single = {"source": other, "negative": texts["negative"]}
     samples = {"samples": unets.latent(8, 12, 2)["samples"][1:]}
     pivot = invert_latent(model, samples, other, STEPS, "reference", Ddim(), False)[0]
-    alone = null_text(model, pivot, **single, cfg=CFG, preset="fast", checkpointing="off")[0].nulls
+    optimized = null_text(model, pivot, **single, cfg=CFG, preset="fast", checkpointing="off")[0]
+    alone = optimized.extras[NULLS]
     torch.testing.assert_close(found[0, 1:], alone[0], rtol=1e-2, atol=1e-3)
 
 

@@ -3,6 +3,8 @@ belong."""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import pathlib
 import shutil
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 import graphs
 import unets
 from pivot_edit.core.errors import PivotError
+from pivot_edit.core.recipe import Recipe
 from pivot_edit.core.storage import write
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.host.tasks import storage
@@ -92,8 +95,8 @@ def test_half_precision_says_what_it_costs(folders, small) -> None:
     )
     assert "half precision" in told
     nulls = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))
-    optimised = Trajectory(small.sigmas, small.latents, "ddim", "a model", "a text", nulls=nulls)
-    assert ", relative error of embeddings 2" in storage.save(optimised, storage.PREFIX, True)[1]
+    optimised = dataclasses.replace(small, extras={"nulls": nulls})
+    assert ", relative error of nulls 2" in storage.save(optimised, storage.PREFIX, True)[1]
 
 
 def test_every_save_takes_the_next_number(folders, small) -> None:
@@ -101,6 +104,66 @@ def test_every_save_takes_the_next_number(folders, small) -> None:
     assert names == [f"kept_0000{i}_.safetensors [output]" for i in (1, 2, 3)]
     assert sorted(path.name for path in (folders / "output").iterdir()) == [
         name[:-9] for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "stem"),
+    [
+        ("", "inversion"),
+        (".", "inversion"),
+        ("deep/..", "inversion"),
+        ("pivot/", "pivot/inversion"),
+        ("pivot//", "pivot/inversion"),
+        ("deep/er/", "deep/er/inversion"),
+        ("%width%/", "64/inversion"),
+    ],
+)
+def test_a_prefix_without_a_last_part_names_a_folder(folders, small, prefix, stem) -> None:
+    names = [storage.save(small, prefix, False)[0] for _ in range(3)]
+    assert names == [f"{stem}_0000{i}_.safetensors [output]" for i in (1, 2, 3)]
+    assert storage.listed() == names
+
+
+def test_a_number_that_another_process_takes_is_not_taken_again(
+    folders, small, monkeypatch
+) -> None:
+    """ComfyUI counts the files; before this save is written another one has the number."""
+    first = storage.save(small, "kept", False)[0]
+    counted = (str(folders / "output"), "kept", 1, "", "kept")
+    monkeypatch.setattr("folder_paths.get_save_image_path", lambda *args: counted)
+    assert storage.save(small, "kept", False)[0] == "kept_00002_.safetensors [output]"
+    assert storage.load(first)[0].prompt == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("x" * 300, r"a name that the file system can hold, but got 'xxx.*File name too long"),
+        ("x" * 240, "a name that the file system can hold"),
+        ("x" * 300 + "/kept", "a name that the file system can hold"),
+        ("a.txt/kept", "folders on the way to the file, but got 'a.txt/kept': Not a directory"),
+        ("a.txt/deep/kept", "folders on the way to the file"),
+        ("a.txt/", "A file has that name: choose another prefix"),
+        ("full/kept", "an output folder that can be written, but got 'full/kept': No space left"),
+    ],
+)
+def test_what_the_file_system_refuses_is_explained(
+    folders, small, monkeypatch, prefix, message
+) -> None:
+    (folders / "output" / "a.txt").touch()
+    (folders / "output" / "full").mkdir()
+
+    def fsync(number: int) -> None:
+        if prefix.startswith("full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(PivotError, match=message) as caught:
+        storage.save(small, prefix, False)
+    assert caught.value.where == storage.SAVE
+    assert [path for path in (folders / "output").rglob("*") if path.is_file()] == [
+        folders / "output" / "a.txt"
     ]
 
 
@@ -213,30 +276,32 @@ def test_another_size_is_refused(folders, trajectory, size) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("recipe", "message"),
     [
-        ('{"name": "sorcery", "options": {}}', "correction to be one of .* but got 'sorcery'"),
+        (Recipe("sorcery"), "correction to be one of .* but got 'sorcery' in Load Inversion"),
         (
-            '{"name": "direct", "options": {"strength": 2}}',
-            "options of direct, but got {'strength': 2}",
+            Recipe("direct", {"strength": 2}),
+            "options of direct to be one of .* but got 'strength' in Load Inversion",
         ),
         (
-            '{"name": "direct", "options": {"scale": "much"}}',
-            "options of direct, but got {'scale': 'much'}",
+            Recipe("direct", {"scale": "much"}),
+            "option scale of direct to be a finite number, but got 'much' in Load Inversion",
         ),
-        ('{"name": "direct", "options": {"scale": 2.0}}', "scale between 0 and 1"),
-        ('{"name": "null_text", "options": {}}', "an inversion with optimised embeddings"),
+        (Recipe("direct", {"every": 1e30}), "option every of direct to be a whole number"),
+        (Recipe("direct", {"scale": 2.0}), "scale between 0 and 1"),
+        (Recipe("null_text"), "an inversion with optimised embeddings"),
     ],
 )
-def test_a_correction_that_cannot_be_is_refused(folders, small, text, message) -> None:
-    from safetensors import safe_open
-
-    write(folders / "input" / "a.safetensors", small)
-    with safe_open(folders / "input" / "a.safetensors", "pt") as file:
-        told = {**file.metadata(), "correction": text}
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, folders / "input" / "a.safetensors", told)
+def test_a_correction_that_cannot_be_is_refused(folders, small, recipe, message) -> None:
+    write(folders / "input" / "a.safetensors", dataclasses.replace(small, correction=recipe))
     with pytest.raises(PivotError, match=message):
+        storage.load("a.safetensors")
+
+
+def test_a_step_rule_that_nobody_knows_is_refused(folders, small) -> None:
+    stepper = Recipe("ancestral", {"eta": 1.0})
+    write(folders / "input" / "a.safetensors", dataclasses.replace(small, stepper=stepper))
+    with pytest.raises(PivotError, match="ddim steps replay, but got the stepper 'ancestral' in"):
         storage.load("a.safetensors")
 
 

@@ -17,6 +17,7 @@ from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE, SOURCE, Correction, Uncond
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.path import VP
+from pivot_edit.core.recipe import Recipe, recipe_of
 from pivot_edit.core.schedule import slerp
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import CORRECTIONS, Ddim, correction_for, correction_named
@@ -362,16 +363,16 @@ def test_auto_is_direct_and_none_for_an_inversion_with_a_guidance_of_its_own() -
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_auto_is_what_the_inversion_carries(guidance: float) -> None:
-    own = correction_named("negative_prompt", interpolation=0.5)
-    pivot = dataclasses.replace(inverted(), correction=own, guidance=guidance)
-    assert correction_for(pivot) is own
-    assert correction_for(pivot, "auto") is own
+    correction = correction_named("negative_prompt", interpolation=0.5)
+    pivot = dataclasses.replace(inverted(), correction=recipe_of(correction), guidance=guidance)
+    assert correction_for(pivot) == correction
+    assert correction_for(pivot, "auto") == correction
 
 
 def test_a_correction_by_name_takes_the_options_that_the_inversion_carries_for_it() -> None:
-    own = correction_named("direct", legacy=True, scale=0.4)
-    pivot = dataclasses.replace(inverted(), correction=own)
-    assert correction_for(pivot, "direct") is own
+    correction = correction_named("direct", legacy=True, scale=0.4)
+    pivot = dataclasses.replace(inverted(), correction=recipe_of(correction))
+    assert correction_for(pivot, "direct") == correction
     assert correction_for(pivot, "none") == correction_named("none")
     assert correction_for(pivot, "negative_prompt") == correction_named("negative_prompt")
 
@@ -384,3 +385,40 @@ def test_optimised_embeddings_are_asked_for_where_they_are_missing() -> None:
 def test_an_unknown_correction_of_an_inversion_is_refused() -> None:
     with pytest.raises(PivotError, match="but got 'edict'"):
         correction_for(inverted(), "edict")
+
+
+def test_every_correction_comes_back_from_its_recipe() -> None:
+    for name in CORRECTIONS:
+        assert correction_named(name, **recipe_of(correction_named(name)).options).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("edict", {}, r"correction to be one of .*'direct'.*, but got 'edict'"),
+        ("direct", {"strength": 2}, "options of direct to be one of .*'every'.* got 'strength'"),
+        ("none", {"name": "none"}, "options of none to be none, but got 'name'"),
+        ("direct", {"every": 1e30}, r"every of direct to be a whole number, but got 1e\+30"),
+        ("direct", {"every": True}, "every of direct to be a whole number, but got True"),
+        ("direct", {"legacy": "yes"}, "legacy of direct to be true or false, but got 'yes'"),
+        ("direct", {"legacy": 1}, "legacy of direct to be true or false, but got 1"),
+        ("direct", {"scale": "much"}, "scale of direct to be a finite number, but got 'much'"),
+        ("direct", {"scale": False}, "scale of direct to be a finite number, but got False"),
+        ("null_text", {"base": "x"}, r"base of null_text to be one of \('negative', 'source'\)"),
+        ("null_text", {"negative": 3}, "negative of null_text to be text, but got 3"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_its_correction_is_refused(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    pivot = dataclasses.replace(inverted(), correction=Recipe(name, options))
+    with pytest.raises(PivotError, match=message):
+        correction_for(pivot)
+    with pytest.raises(PivotError, match=message):
+        correction_named(name, **options)
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert correction_named("direct", legacy=True, scale=1) == correction_named(
+        "direct", legacy=True, scale=1.0
+    )

@@ -14,9 +14,18 @@ from pivot_edit.core.control import Place
 from pivot_edit.core.correction import NEGATIVE
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.path import VP
+from pivot_edit.core.recipe import recipe_of
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.inversion import Ddim, NullText, correction_for
-from pivot_edit.inversion.null_text import PRESETS, Optimized, Problem, Secant, Settings, optimize
+from pivot_edit.inversion.null_text import (
+    NULLS,
+    PRESETS,
+    Optimized,
+    Problem,
+    Secant,
+    Settings,
+    optimize,
+)
 
 TOKENS, WIDTH, PICTURE = 3, 8, (4, 4, 5)
 CFG = 7.5
@@ -459,10 +468,16 @@ def test_another_negative_prompt_is_remarked_where_it_matters() -> None:
 
 
 def test_auto_takes_the_optimised_embeddings() -> None:
-    trajectory = pivot()
-    nulls = torch.zeros(20, 1, TOKENS, WIDTH)
-    own = NullText(True, "source", 5.0)
-    made = dataclasses.replace(trajectory, nulls=nulls, correction=own)
-    assert correction_for(made) is own
-    assert correction_for(made, "null_text") is own
+    correction = NullText(True, "source", 5.0)
+    extras = {NULLS: torch.zeros(20, 1, TOKENS, WIDTH)}
+    made = dataclasses.replace(pivot(), extras=extras, correction=recipe_of(correction))
+    assert correction_for(made) == correction
+    assert correction_for(made, "null_text") == correction
     assert correction_for(made, "direct").name == "direct"
+
+
+@pytest.mark.parametrize("shape", [(20, 2, TOKENS, WIDTH), (20, 1, TOKENS * WIDTH), (20,)])
+def test_embeddings_of_other_pictures_are_refused(shape: tuple[int, ...]) -> None:
+    made = dataclasses.replace(pivot(), extras={NULLS: torch.zeros(shape)})
+    with pytest.raises(PivotError, match=r"embeddings \[20, 1, T, D\], but got .* in null_text"):
+        correction_for(made, "null_text")

@@ -3,12 +3,17 @@ reason."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import errno
 import json
+import multiprocessing
 import os
 import pathlib
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,8 +24,9 @@ from reference import noise, sd_sigmas
 from pivot_edit.core import storage, version
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.path import VP
+from pivot_edit.core.recipe import Recipe, recipe_of
 from pivot_edit.core.trajectory import Trajectory
-from pivot_edit.inversion import Direct, NegativePrompt, NullText, correction_named
+from pivot_edit.inversion import Direct, NegativePrompt, NullText, correction_for, correction_named
 
 STEPS = 5
 SIGMAS = VP.levels(sd_sigmas(), STEPS)
@@ -45,11 +51,19 @@ def whole(**other: Any) -> Trajectory:
     """One with everything that it can have."""
     return trajectory(
         **{
-            "nulls": noise(1, STEPS, 2, 7, 6).float(),
-            "correction": NullText(single_branch=True),
+            "extras": {
+                "nulls": noise(1, STEPS, 2, 7, 6).float(),
+                "noises": noise(2, STEPS, 2, 4, 3, 5).float(),
+            },
+            "correction": recipe_of(NullText(single_branch=True)),
+            "stepper": Recipe("ancestral", {"eta": 0.5, "seed": 3, "legacy": False, "kind": "a"}),
             **other,
         }
     )
+
+
+def video() -> Trajectory:
+    return trajectory(latents=noise(0, STEPS + 1, 1, 4, 3, 2, 5).float())
 
 
 @pytest.fixture
@@ -58,22 +72,28 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def same(one: Any, other: Any) -> bool:
+    """Whether two fields of a trajectory are equal, tensors bit for bit (0 is not -0)."""
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+        bits, others = one.view(torch.uint8), other.view(torch.uint8)
+        return one.dtype == other.dtype and torch.equal(bits, others)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return bool(one == other)
 
 
+def unequal(one: Trajectory, other: Trajectory) -> list[str]:
+    """The names of the fields in which two trajectories differ."""
+    names = [field.name for field in dataclasses.fields(Trajectory)]
+    return [name for name in names if not same(getattr(one, name), getattr(other, name))]
+
+
 @pytest.mark.parametrize(
-    "made", [trajectory(), whole(), trajectory(guidance=1), trajectory(prompt="")]
+    "made", [trajectory(), whole(), trajectory(guidance=1), trajectory(prompt=""), video()]
 )
 def test_everything_comes_back_bit_for_bit(path: pathlib.Path, made: Trajectory) -> None:
     storage.write(path, made)
     stored = storage.read(path)
-    for field in dataclasses.fields(Trajectory):
-        if field.name != "correction":
-            assert same(getattr(made, field.name), getattr(stored.trajectory, field.name)), (
-                field.name
-            )
+    assert unequal(made, stored.trajectory) == []
     assert not stored.half
     assert stored.pack == version.pack_version()
 
@@ -89,17 +109,16 @@ def test_everything_comes_back_bit_for_bit(path: pathlib.Path, made: Trajectory)
         correction_named("none"),
     ],
 )
-def test_the_correction_comes_back_as_its_name_and_options(
+def test_a_correction_comes_back_from_its_name_and_options(
     path: pathlib.Path, correction: Any
 ) -> None:
-    storage.write(path, whole(correction=correction))
-    stored = storage.read(path)
-    assert stored.trajectory.correction is None
+    storage.write(path, whole(correction=correction and recipe_of(correction)))
+    recipe = storage.read(path).trajectory.correction
     if correction is None:
-        assert stored.correction is None
+        assert recipe is None
     else:
-        name, options = stored.correction
-        assert correction_named(name, **options) == correction
+        assert recipe is not None
+        assert correction_named(recipe.name, **recipe.options) == correction
 
 
 def test_latents_of_any_layout_are_kept(path: pathlib.Path) -> None:
@@ -109,19 +128,18 @@ def test_latents_of_any_layout_are_kept(path: pathlib.Path) -> None:
 
 
 def test_half_precision_costs_what_it_says_and_takes_half_the_space(path: pathlib.Path) -> None:
-    large = trajectory(
-        latents=noise(0, STEPS + 1, 2, 4, 64, 64).float(), nulls=noise(1, STEPS, 2, 7, 6).float()
-    )
+    nulls = noise(1, STEPS, 2, 7, 6).float()
+    large = trajectory(latents=noise(0, STEPS + 1, 2, 4, 64, 64).float(), extras={"nulls": nulls})
     storage.write(path, large)
     full = path.stat().st_size
     path.unlink()
     storage.write(path, large, half=True)
     stored = storage.read(path)
     back = stored.trajectory
-    assert stored.half and back.latents.dtype == back.nulls.dtype == torch.float32
+    assert stored.half and back.latents.dtype == back.extras["nulls"].dtype == torch.float32
     assert path.stat().st_size == pytest.approx(full / 2, rel=0.01)
     assert torch.equal(back.sigmas, SIGMAS)
-    for exact, rounded in ((large.latents, back.latents), (large.nulls, back.nulls)):
+    for exact, rounded in ((large.latents, back.latents), (nulls, back.extras["nulls"])):
         assert torch.equal(rounded, exact.half().float())
         error = float((rounded.double() - exact.double()).norm() / exact.double().norm())
         assert storage.rounding(exact) == pytest.approx(error)
@@ -167,10 +185,11 @@ def test_a_write_that_fails_leaves_nothing(
         seen.append((storage.is_inversion(pathlib.Path(source)), path.exists()))
         raise OSError("planted")
 
-    monkeypatch.setattr(os, "replace", fail)
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, fail)
     with pytest.raises(OSError, match="planted"):
         storage.write(path, trajectory())
-    assert seen == [(True, False)]
+    assert seen == [(True, False), (True, True)]  # the second attempt holds the name
     assert not list(path.parent.iterdir())
 
 
@@ -256,6 +275,21 @@ def unknown_kind(data: bytes) -> bytes:
     return with_header(told, tensors)
 
 
+def signed(spoil: Spoil) -> Spoil:
+    """The spoilt file with the hash of what it now holds: whoever wrote it, wrote it so."""
+
+    def sign(data: bytes) -> bytes:
+        data = spoil(data)
+        told, tensors = header(data)
+        metadata = told["__metadata__"]
+        metadata["sha256"] = json.dumps(
+            storage.content_hash(metadata, safetensors.torch.load(data))
+        )
+        return with_header(told, tensors)
+
+    return sign
+
+
 def plain(data: bytes) -> bytes:
     return safetensors.torch.save({"weight": torch.zeros(3)})
 
@@ -293,45 +327,60 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "weights": (plain, "an inversion .* but got a file of another kind"),
     "another format": (telling(format="pt"), "an inversion .* but got pt"),
-    "newer": (telling(version="2"), "version 1 of the format, but got 2 .* Update Pivot Edit"),
-    "no version": (telling(version=None), "version 1 of the format, but got None"),
+    "newer": (telling(version="3"), "version 1 or 2 of the format, but got 3 .* Update Pivot Edit"),
+    "no version": (telling(version=None), "version 1 or 2 of the format, but got None"),
     "tensor's place": (moved, "truncated or damaged file"),
     "tensor's kind": (unknown_kind, "truncated or damaged file"),
-    "no sigmas": (holding(sigmas=None), "a tensor sigmas, but got only latents, nulls"),
-    "no latents": (holding(latents=None), "a tensor latents, but got only nulls, sigmas"),
+    "no sigmas": (signed(holding(sigmas=None)), "a tensor sigmas, but got only extras.* latents"),
+    "no latents": (signed(holding(latents=None)), "a tensor latents, but got only extras.* sigmas"),
     "latents of integers": (
-        holding(latents=torch.zeros(6, 2, 4, 3, 5, dtype=torch.int32)),
+        signed(holding(latents=torch.zeros(6, 2, 4, 3, 5, dtype=torch.int32))),
         "float16, but got .*int32",
     ),
     "levels in fp32": (
-        holding(sigmas=SIGMAS.float()),
+        signed(holding(sigmas=SIGMAS.float())),
         "sigmas in torch.float64, but got torch.float32",
     ),
     "another size": (
-        telling(size="[6, 2, 4, 3, 6]"),
+        signed(telling(size="[6, 2, 4, 3, 6]")),
         r"it tells, \[6, 2, 4, 3, 6\], but got \[6, 2, 4, 3, 5\]",
     ),
-    "another layout": (holding(latents=torch.zeros(6, 2, 4, 5, 3)), r"but got \[6, 2, 4, 5, 3\]"),
-    "fewer levels": (
-        holding(sigmas=SIGMAS[:4].contiguous()),
-        r"latents \[4, B, C, H, W\], but got \[6, 2",
+    "another layout": (
+        signed(holding(latents=torch.zeros(6, 2, 4, 5, 3))),
+        r"but got \[6, 2, 4, 5, 3\]",
     ),
-    "one level": (holding(sigmas=SIGMAS[:1].contiguous()), "ascending levels"),
-    "levels in a table": (holding(sigmas=SIGMAS[None].contiguous()), "ascending levels"),
-    "levels that descend": (holding(sigmas=SIGMAS.flip(0).contiguous()), "ascending levels"),
-    "a level twice": (holding(sigmas=SIGMAS[[0, 1, 2, 2, 4, 5]].contiguous()), "ascending levels"),
-    "a level below 0": (holding(sigmas=(SIGMAS - 1.0)), "ascending levels, but got .-0.97"),
+    "fewer levels": (
+        signed(holding(sigmas=SIGMAS[:4].contiguous())),
+        r"latents \[4, B, C, H, W\] or .* but got \[6, 2",
+    ),
+    "one level": (signed(holding(sigmas=SIGMAS[:1].contiguous())), "ascending levels"),
+    "levels in a table": (signed(holding(sigmas=SIGMAS[None].contiguous())), "ascending levels"),
+    "levels that descend": (
+        signed(holding(sigmas=SIGMAS.flip(0).contiguous())),
+        "ascending levels",
+    ),
+    "a level twice": (
+        signed(holding(sigmas=SIGMAS[[0, 1, 2, 2, 4, 5]].contiguous())),
+        "ascending levels",
+    ),
+    "a level below 0": (signed(holding(sigmas=(SIGMAS - 1.0))), "ascending levels, but got .-0.97"),
     "nulls of another count": (
-        holding(nulls=torch.zeros(4, 2, 7, 6)),
-        r"embeddings \[5, 2, T, D\]",
+        signed(holding(**{"extras.nulls": torch.zeros(4, 2, 7, 6)})),
+        r"extra nulls as \[5, \.\.\.\], but got \[4, 2, 7, 6\]",
     ),
     "NaN in latents": (
-        with_nan("latents", float("nan")),
+        signed(with_nan("latents", float("nan"))),
         "finite numbers in its latents, but got NaN",
     ),
-    "infinity in latents": (with_nan("latents", float("-inf")), "finite numbers in its latents"),
-    "NaN in nulls": (with_nan("nulls", float("nan")), "finite numbers in its nulls"),
-    "NaN in sigmas": (with_nan("sigmas", float("nan")), "finite numbers in its sigmas"),
+    "infinity in latents": (
+        signed(with_nan("latents", float("-inf"))),
+        "finite numbers in its latents",
+    ),
+    "NaN in nulls": (
+        signed(with_nan("extras.nulls", float("nan"))),
+        "finite numbers in its extras.nulls",
+    ),
+    "NaN in sigmas": (signed(with_nan("sigmas", float("nan"))), "finite numbers in its sigmas"),
     "guidance no number": (
         telling(guidance='"high"'),
         "the guidance in its header, but got '\"high\"'",
@@ -345,13 +394,34 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         telling(correction='{"name": "direct"}'),
         "a correction's name and options",
     ),
+    "correction of no plain data": (
+        telling(correction='{"name": "direct", "options": {"every": [1]}}'),
+        "option every of direct as text, a finite number",
+    ),
+    "stepper a text": (telling(stepper='"ddim"'), "the stepper in its header"),
+    "stepper without options": (telling(stepper='{"name": "a"}'), "a stepper's name and options"),
+    "unknown path": (signed(telling(path='"polar"')), r"path to be one of \('vp',\)"),
+    "hash no text": (telling(sha256="3"), "the sha256 in its header, but got '3'"),
+    "another hash": (telling(sha256='"0"'), "content that its hash fits, but got another content"),
+    "another prompt": (telling(prompt='"a dog"'), "content that its hash fits"),
+    "another latent": (holding(latents=torch.zeros(6, 2, 4, 3, 5)), "content that its hash fits"),
+    "one tensor more": (
+        signed(holding(other=torch.zeros(3))),
+        r"tensors sigmas, latents and extras.<name>, but got 'other'",
+    ),
+    "an extra without name": (
+        signed(holding(**{"extras.": torch.zeros(5)})),
+        "name of an extra as one plain word",
+    ),
+    "one field more": (telling(colour='"red"'), "a header of version 2, but got one with 'colour'"),
+    "an older version's number": (telling(version="1"), "a header of version 1, but got one with"),
     "correction without name": (
         telling(correction='{"name": 1, "options": {}}'),
         "a correction's name and options",
     ),
     **{
         f"no {name}": (telling(**{name: None}), f"the {name} in its header, but got none")
-        for name in storage._FIELDS
+        for name in storage._FIELDS["2"]
     },
 }
 
@@ -399,3 +469,138 @@ def test_a_file_is_known_by_its_header(path: pathlib.Path, what: str | None) -> 
 def test_what_cannot_be_opened_is_no_inversion(tmp_path: pathlib.Path) -> None:
     assert not storage.is_inversion(tmp_path)
     assert not storage.is_inversion(tmp_path / "missing.safetensors")
+
+
+# -- mutated files, older files
+# ----------------------------------------------------------------------------------------
+
+
+def mutated(data: bytes, random: Random) -> bytes:
+    """One byte is another; of every second file, one of the header, which is short."""
+    length = 8 + int.from_bytes(data[:8], "little")
+    place = random.randrange(length if random.random() < 0.5 else len(data))
+    change = 1 << random.randrange(8) if random.random() < 0.5 else random.randrange(1, 256)
+    return data[:place] + bytes([data[place] ^ change]) + data[place + 1 :]
+
+
+def test_no_mutated_file_loads_with_another_content(path: pathlib.Path) -> None:
+    storage.write(path, whole())
+    data, exact = path.read_bytes(), storage.read(path)
+    random, refused = Random(0), 0
+    for _ in range(1000):
+        path.write_bytes(mutated(data, random))
+        try:
+            stored = storage.read(path)
+        except PivotError:
+            refused += 1
+        else:
+            assert unequal(exact.trajectory, stored.trajectory) == []
+            assert (stored.half, stored.pack) == (exact.half, exact.pack)
+    assert refused > 900  # what is left changes how the header is written, and not what it says
+
+
+OLDER = pathlib.Path(__file__).with_name("files") / "inversion_v1.safetensors"
+
+
+def test_a_file_of_version_1_loads_as_it_was_saved() -> None:
+    """The file was written by the pack before there was a version 2."""
+    expected = Trajectory(
+        torch.tensor([0.03, 1.5, 14.6], dtype=torch.float64),
+        noise(0, 3, 2, 4, 2, 3).float(),
+        "fixed_point",
+        "a model",
+        "a text",
+        "un chat “gris”",
+        7.5,
+        {"nulls": noise(1, 2, 2, 3, 4).float()},
+        recipe_of(NullText(True, "source", 7.5, "mark")),
+    )
+    stored = storage.read(OLDER)
+    assert unequal(expected, stored.trajectory) == []
+    assert correction_for(stored.trajectory) == NullText(True, "source", 7.5, "mark")
+    assert not stored.half
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (telling(sha256='"0"'), "a header of version 1, but got one with 'sha256'"),
+        (telling(version="2"), "the stepper in its header, but got none"),
+        (holding(nulls=torch.zeros(3, 2, 3, 4)), r"extra nulls as \[2, \.\.\.\]"),
+        (with_nan("nulls", float("nan")), "finite numbers in its extras.nulls"),
+    ],
+)
+def test_a_damaged_file_of_version_1_is_refused(
+    path: pathlib.Path, spoil: Spoil, message: str
+) -> None:
+    path.write_bytes(spoil(OLDER.read_bytes()))
+    with pytest.raises(PivotError, match=message):
+        storage.read(path)
+
+
+# -- many savers
+# ----------------------------------------------------------------------------------------
+
+SAVES = 20
+
+
+def saves(folder: pathlib.Path, name: str) -> list[str]:
+    """The names that a process gets for its saves, which begin when the other process is there."""
+    (folder / f"ready {name}").touch()
+    while len(list(folder.glob("ready *"))) < 2:
+        time.sleep(0.001)
+    ones = [
+        Trajectory(SIGMAS[:2], torch.full((2, 1, 4, 2, 2), float(i)), "ddim", "a model", name)
+        for i in range(SAVES)
+    ]
+    return [storage.write_numbered(folder, "kept", one).name for one in ones]
+
+
+def test_two_processes_that_save_at_once_lose_nothing(tmp_path: pathlib.Path) -> None:
+    context = multiprocessing.get_context("fork")  # a new process would import torch for seconds
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        answers = [pool.submit(saves, tmp_path, name) for name in "ab"]
+        names = {name: answer.result(60) for name, answer in zip("ab", answers, strict=True)}
+    for name, files in names.items():
+        for i, file in enumerate(files):
+            back = storage.read(tmp_path / file).trajectory
+            assert back.conditioning == name and float(back.noise.mean()) == i
+    files = {path.name for path in tmp_path.iterdir() if not path.name.startswith("ready")}
+    assert files == {f"kept_{number:05}_.safetensors" for number in range(1, 2 * SAVES + 1)}
+
+
+def no_links(source: Any, target: Any) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_save_takes_the_first_free_number_with_links_and_without(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    taken = tmp_path / "kept_00003_.safetensors"
+    taken.write_bytes(b"somebody's")
+    paths = [storage.write_numbered(tmp_path, "kept", whole(), first=2) for _ in range(3)]
+    assert [path.name[5:10] for path in paths] == ["00002", "00004", "00005"]
+    assert all(unequal(whole(), storage.read(path).trajectory) == [] for path in paths)
+    assert taken.read_bytes() == b"somebody's"
+    assert sorted(tmp_path.iterdir()) == sorted([taken, *paths])
+    with pytest.raises(PivotError, match="kept_00003_.safetensors, which exists"):
+        storage.write(taken, whole())
+
+
+def test_a_save_clears_what_killed_saves_left_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    old, young, other = (tmp_path / f".{name}.part" for name in ("0" * 32, "f" * 32, "download"))
+    folder = tmp_path / f".{'1' * 32}.part"
+    folder.mkdir()
+    for path, age in ((old, 3700), (young, 3500), (other, 10**6), (folder, 10**6)):
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    storage.write_numbered(tmp_path, "kept", trajectory())
+    assert set(tmp_path.iterdir()) == {young, other, folder, tmp_path / "kept_00001_.safetensors"}
+
+
+def test_a_save_that_is_killed_leaves_a_part_file_that_saves_know(tmp_path: pathlib.Path) -> None:
+    with storage._part(tmp_path, b"x") as part:
+        assert storage._PART.fullmatch(part.name)
