@@ -78,9 +78,9 @@ class Method:
 
     def inversion_rows(self, steps: int) -> int:
         """UNet rows that inverting a picture takes at most."""
-        kind = part("inversion").INVERTERS[self.inverter]
-        calls = 1 + getattr(kind, "iterations", 0)
-        return steps * calls * (2 if self.matched else 1)
+        inverter = part("inversion").inverter_named(self.inverter)
+        rows: int = inverter.rows(steps) * (2 if self.matched else 1)
+        return rows
 
     def prepared(
         self, model: Any, latent: Any, source: Any, negative: Any, steps: int, cfg: float
@@ -102,6 +102,8 @@ METHODS = {
     "negative_prompt": Method("negative_prompt"),
     "ddim": Method("none"),
     "fixed_point": Method("none", inverter="fixed_point", matched=True),
+    "uni": Method("none", inverter="uni"),
+    "uni_direct": Method("direct", inverter="uni"),
 }
 """By name. Those that start from the same inversion stand together: a server then runs it once."""
 UNCORRECTED = "ddim"

@@ -66,6 +66,10 @@ class Inverter(abc.ABC):
         """The latents x [B, C, H, W] taken from the lower level of a move to its upper one; `state`
         is the last step's, None at the first."""
 
+    def rows(self, steps: int) -> int:
+        """How many predictions of a picture an inversion of so many steps asks for, at most."""
+        return steps
+
     def invert(
         self,
         denoise: Denoise,

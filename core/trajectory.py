@@ -11,8 +11,6 @@ from .errors import PivotError, check_finite
 from .path import PATHS
 from .recipe import Frozen, Recipe
 
-"""Names of the coordinates that latents may be in; `vp` is variance-preserving."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:

@@ -45,6 +45,10 @@ class FixedPoint(Inverter):
                 "fixed-point inversion",
             )
 
+    def rows(self, steps: int) -> int:
+        """The DDIM step's, and one for each iteration."""
+        return steps * (1 + self.iterations)
+
     def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
         path, upper = move.path, move.upper
 

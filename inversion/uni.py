@@ -28,6 +28,10 @@ class Uni(Inverter):
     name: ClassVar[str] = "uni"
     label: ClassVar[str] = "one evaluation a step, second order: exact in far fewer steps"
 
+    def rows(self, steps: int) -> int:
+        """One a step, and one at the lower latent of the first."""
+        return steps + 1
+
     def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
         path, lower, upper = move.path, move.lower, move.upper
         eps = state

@@ -35,9 +35,11 @@ def block_layers(unet: Any) -> dict[BlockKey, Layer]:
 
 
 def feature_sites(unet: Any) -> list[FeatureSite]:
-    """The residual blocks of the network and the blocks that hold them, in the order in which they
-    run. Of a residual block it is the last layer before its skip is added; `number` counts them by
-    level, so that where every block has an attention, both have one name."""
+    """The residual blocks of the network and the blocks that hold them, in their order.
+
+    Of a residual block it is the last layer before its skip is added. `number` counts residual
+    blocks by level. Where every block has an attention, both then have one name.
+    """
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
     sites: list[FeatureSite] = []
@@ -55,8 +57,10 @@ def feature_sites(unet: Any) -> list[FeatureSite]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[Stage, int, Any, int, int]]:
-    """Every block that runs: its stage and number in the host, itself, how many resolution changes
-    its stage has passed before it, and the scale it begins at."""
+    """Every block: its stage, its number in the host, itself, its level, its scale.
+
+    The level counts the resolution changes that the stage has passed before the block.
+    """
     from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
     scale = 1

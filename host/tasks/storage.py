@@ -23,7 +23,7 @@ from ...core.storage import (
     write_numbered,
 )
 from ...core.trajectory import Trajectory
-from ...inversion import correction_for
+from ...inversion import correction_for, rule_for
 from ..model.checks import check_same_model
 from .masks import PIXELS
 
@@ -209,12 +209,6 @@ def _check_recipes(trajectory: Trajectory) -> None:
     try:
         if trajectory.correction is not None:
             correction_for(trajectory)
+        rule_for(trajectory)
     except PivotError as error:
         raise error.at(LOAD) from error
-    if trajectory.stepper is not None:
-        raise PivotError(
-            "an inversion that ddim steps replay",
-            f"the stepper {trajectory.stepper.name!r:.100}",
-            "Update Pivot Edit.",
-            LOAD,
-        )

@@ -15,7 +15,7 @@ from pivot_edit.core.path import VP
 from pivot_edit.inversion import INVERTERS, Ddim, FixedPoint, inverter_named
 
 MEAN, STD = noise(5, 4, 4, 4), 0.1 + 0.3 * noise(6, 4, 4, 4).abs()
-ORDERS = {"ddim": 1, "fixed_point": math.inf}
+ORDERS = {"ddim": 1, "fixed_point": math.inf, "uni": 2}
 """By which power of the step count the way there and back gets closer; infinite: exact at any."""
 EXACT: dict[str, dict[str, Any]] = {"fixed_point": {"iterations": 60, "tolerance": 1e-13}}
 
@@ -49,6 +49,6 @@ def test_a_method_by_name_takes_those_options_that_it_has() -> None:
     assert inverter_named("fixed_point", iterations=7, evaluation="naive") == FixedPoint(7)
     assert inverter_named("ddim", iterations=7, evaluation="naive") == Ddim("naive")
     with pytest.raises(
-        PivotError, match=r"method to be one of \('ddim', 'fixed_point'\), but got 'edict'"
+        PivotError, match=r"method to be one of \('ddim', 'fixed_point', 'uni'\), but got 'edict'"
     ):
         inverter_named("edict")

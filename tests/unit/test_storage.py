@@ -400,7 +400,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "stepper a text": (telling(stepper='"ddim"'), "the stepper in its header"),
     "stepper without options": (telling(stepper='{"name": "a"}'), "a stepper's name and options"),
-    "unknown path": (signed(telling(path='"polar"')), r"path to be one of \('vp',\)"),
+    "unknown path": (signed(telling(path='"polar"')), r"path to be one of \('vp', 'flow'\)"),
     "hash no text": (telling(sha256="3"), "the sha256 in its header, but got '3'"),
     "another hash": (telling(sha256='"0"'), "content that its hash fits, but got another content"),
     "another prompt": (telling(prompt='"a dog"'), "content that its hash fits"),

@@ -147,5 +147,5 @@ def test_it_replays_by_ddim_in_variance_preserving_coordinates_unless_told() -> 
 
 
 def test_unknown_coordinates_are_refused() -> None:
-    with pytest.raises(PivotError, match=r"path to be one of \('vp',\), but got 'polar'"):
+    with pytest.raises(PivotError, match=r"path to be one of \('vp', 'flow'\), but got 'polar'"):
         dataclasses.replace(trajectory(), path="polar")
