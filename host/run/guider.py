@@ -23,7 +23,7 @@ from ..text.prompts import Conditioning
 from ..text.unconds import WHERE, Unconds
 from .patching import watched
 from .replay import ReplaySampler, StockEuler, is_stock_euler
-from .runs import RowsGuider, Run, controllers_of, run_of, sampler_name
+from .runs import RUN, RowsGuider, Run, controllers_of, run_of, sampler_name
 
 _FUNCTIONS = (
     "sampler_pre_cfg_function",
@@ -233,7 +233,7 @@ class EditGuider(RowsGuider):
             raise PivotError(
                 "a sampling run", "a prediction outside of one", "Use a sampler node.", WHERE
             )
-        place = run.place(float(timestep[0]))
+        place = run.place(timestep)
         asked: set[Reads] = {one.reads(place) for one in controllers_of(options)}
         plan = self._plan(options, place, asked)
         cond, answered = self._predictions(x, timestep, options, place, plan)
@@ -244,7 +244,8 @@ class EditGuider(RowsGuider):
         shown = plan.cond if _functions(options) else self._target_rows
 
         def combine(cond: torch.Tensor, scale: float) -> torch.Tensor:
-            with run.evaluating(self._rows(shown)):
+            # Functions may ask at other levels, too: where that is, only their sigmas say.
+            with run.evaluating(self._rows(shown)), run.at(None):
                 guided = self._with_cfg(cond, answered, scale, x, timestep, options, place, shown)
             return guided[batch - shown.start :]
 
@@ -362,9 +363,10 @@ class EditGuider(RowsGuider):
         unread = frozenset((row, False) for row in skipped)
         asked = rows.stop - rows.start
         self.rows_run += asked * sum(cond is not None for cond in conds) - len(unread)
-        run: Run = options["transformer_options"]["pivot_run"]
+        run: Run = options["transformer_options"][RUN]
         function = options.get(_BATCH_FUNCTION)
-        with run.evaluating(self._rows(rows), unread):
+        at = None if function else run.now
+        with run.evaluating(self._rows(rows), unread), run.at(at):
             if function is None:
                 calc = comfy.samplers.calc_cond_batch
                 return calc(self.inner_model, conds, x[rows], timestep[rows], options)

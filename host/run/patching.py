@@ -104,7 +104,7 @@ def _controlled(
     if read is None or control is not None:
         with call.patched() as options:
             return executor(*inputs, control, options, **kw)
-    chosen = torch.tensor(read, device=inputs[0].device)
+    chosen = run.index(tuple(read), inputs[0].device)
     part = {key: _rows_of(value, chosen, count) for key, value in kw.items()}
     inputs = tuple(_rows_of(value, chosen, count) for value in inputs)
     with call.patched(read) as options:
@@ -125,7 +125,7 @@ class _UnetCall:
     def __init__(self, run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> None:
         _check_merging(options)
         self.run, self.unet, self.options = run, unet, options
-        self.place = run.place(float(options["sigmas"][0]))
+        self.place = run.place(options["sigmas"])
 
     def read_rows(self, count: int) -> list[int] | None:
         """The rows of the call that somebody reads; None where that is all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,12 @@ from ...core.control import Place
 from ...core.correction import NEGATIVE
 from ...core.errors import PivotError
 from ...core.path import Denoise
-from ...core.step import AfterStep, EditStep, Prediction
+from ...core.step import EditStep, Prediction
 from ...core.stepper import Moment
 from ...core.trajectory import Trajectory
 from ...guidance import ClassifierFree
 from ...inversion import AUTO, correction_for, rule_for
-from .runs import OwnSampler, RowsGuider, Run, run_of
+from .runs import OwnSampler, RowsGuider, run_of
 
 Show = Callable[[int, torch.Tensor, torch.Tensor, int], object]
 """show(i, denoised, x, steps): a preview after step i."""
@@ -86,12 +87,14 @@ class ReplaySampler(OwnSampler):
         latent_image: torch.Tensor,
     ) -> torch.Tensor:
         step = self._step(guider)
-        after_step = _controllers(run_of(extra_args["model_options"]))
+        current = run_of(extra_args["model_options"])
+        after_step = current.after_step if current else _untouched
         x = step.start(len(latent_image) // self.trajectory.batch).to(latent_image)
         state = step.rule.begin(self.trajectory)
 
         def predict(x: torch.Tensor, now: Moment) -> Prediction:
-            return _predicted(guider, step, x, now, extra_args)
+            with current.at(now.place) if current else contextlib.nullcontext():
+                return _predicted(guider, step, x, now, extra_args)
 
         for i, now in enumerate(step.moments):
             stepped = step(x, now, predict, after_step, state)
@@ -165,5 +168,5 @@ def _predicted(
     return Prediction(guider(host, sigmas, **extra_args))
 
 
-def _controllers(run: Run | None) -> AfterStep:
-    return (lambda x, place: x) if run is None else run.after_step
+def _untouched(x: torch.Tensor, place: Place) -> torch.Tensor:
+    return x

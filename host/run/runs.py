@@ -100,11 +100,28 @@ class Run:
         self.positive = positive
         self.own_steps = own_steps
         self.unread: frozenset[tuple[int, bool]] = frozenset()
-        self.rows_run = 0
+        self.now: Place | None = None
+        self._indices: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
 
-    def place(self, sigma: float) -> Place:
-        """The place of a sigma among the run's levels, by its value."""
-        return place_of(sigma, self.levels)
+    def index(self, rows: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Rows as a tensor on a device, where it is put once in a run."""
+        if (rows, device) not in self._indices:
+            self._indices[rows, device] = torch.tensor(rows, device=device)
+        return self._indices[rows, device]
+
+    def place(self, sigmas: torch.Tensor) -> Place:
+        """Where the run is: as it was said by `at`, else the place of a sigma by its value, which
+        waits for the device that `sigmas` is on."""
+        return self.now or place_of(float(sigmas[0]), self.levels)
+
+    @contextlib.contextmanager
+    def at(self, place: Place | None) -> Iterator[None]:
+        """While it is entered, the run is at a place; None where that must be read off sigmas."""
+        before, self.now = self.now, place
+        try:
+            yield
+        finally:
+            self.now = before
 
     @contextlib.contextmanager
     def evaluating(
@@ -202,7 +219,7 @@ def around_prediction(
     them in place is setting the sampler's."""
     run = run_of(model_options)
     if run is not None and not run.own_steps:
-        now = run.place(float(timestep[0]))
+        now = run.place(timestep)
         if now.step > 0:
             last = Place(now.step - 1, now.steps, run.levels[now.step - 1])
             latents = run.after_step(x, last)
