@@ -61,7 +61,8 @@ class AttentionCall:
     fused(q, k, v) is the host's own fast attention for terms in addition to the chain's; it may be
     given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
     gives for other values, every controller's edit included and other packs' patches
-    left out: with one-hot values, the maps of words. It is None inside a probe.
+    left out: with one-hot values, the maps of words. It is None inside a probe. texts: how many
+    columns each row's text has, which the host may have repeated; None where it has not.
     """
 
     q: torch.Tensor
@@ -73,6 +74,7 @@ class AttentionCall:
     rows: tuple[Row, ...]
     fused: Fused
     probe: Probe | None = None
+    texts: tuple[int, ...] | None = None
 
     def replace(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The same call with other q, k, v."""

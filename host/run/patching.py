@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...core.columns import text_lengths
 from ...core.control import (
     Attend,
     AttentionCall,
@@ -76,11 +77,13 @@ def _around_unet(
     """The wrapper: within a run of ours, the call runs on patched options; otherwise as it is."""
     run = run_of({"transformer_options": options})
     if run is not None and "sample_sigmas" in options:
-        options = _patched(run, executor.class_obj, options)
+        options = _patched(run, executor.class_obj, context, options)
     return executor(x, timesteps, context, y, control, options, **kw)
 
 
-def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+def _patched(
+    run: Run, unet: torch.nn.Module, context: torch.Tensor, options: dict[str, Any]
+) -> dict[str, Any]:
     """The options with a dispatcher at every site where some controller is at work now."""
     _check_merging(options)
     rows = _rows_of_call(run, options)
@@ -88,16 +91,30 @@ def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[s
     replace = dict(options.get("patches_replace", {}))
     for slot, kind in _SLOTS.items():
         wanting = [one for one in run.states if one[0].wants(kind, place)]
+        texts = _texts(run, context, options) if wanting and kind == "cross" else {}
         occupants = replace.get(slot, {})
         filled = dict(occupants)
         for key, layer in block_layers(unet).items():
             active = [one for one in wanting if one[0].at(kind, layer, run.latent)]
             if active:
                 previous = occupants.get(key, occupants.get(key[:2]))
-                filled[key] = _Dispatcher(kind, layer, run.latent, active, rows, place, previous)
+                filled[key] = _Dispatcher(
+                    kind, layer, run.latent, active, rows, place, previous, texts
+                )
         if filled:
             replace[slot] = filled
     return {**options, "patches_replace": replace}
+
+
+def _texts(run: Run, context: torch.Tensor, options: dict[str, Any]) -> dict[int, tuple[int, ...]]:
+    """The lengths of the rows' texts, by the number of columns that they are repeated to. The
+    conditionings of a chunk stay the same in a run, so each call of other ones is looked at once.
+    """
+    rows, columns = context.shape[:2]
+    key = (tuple(options["uuids"]), rows, columns)
+    if key not in run.texts:
+        run.texts[key] = text_lengths(context)
+    return {columns: run.texts[key]}
 
 
 def _check_merging(options: dict[str, Any]) -> None:
@@ -137,6 +154,7 @@ class _Dispatcher:
     rows: tuple[Row, ...]
     place: Place
     previous: Patch | None
+    texts: dict[int, tuple[int, ...]]
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
@@ -175,7 +193,10 @@ class _Dispatcher:
     def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
         height, width = extra["activations_shape"][-2:]
         site = Site(self.kind, self.layer, height, width, self.latent)
-        return AttentionCall(q, k, v, extra["n_heads"], site, self.place, self.rows, fused)
+        texts = self.texts.get(k.shape[1])  # another pack may have added tokens
+        return AttentionCall(
+            q, k, v, extra["n_heads"], site, self.place, self.rows, fused, None, texts
+        )
 
     def _chain(self, attend: Attend) -> Attend:
         for controller, state in reversed(self.active):

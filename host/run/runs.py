@@ -27,7 +27,8 @@ class Run:
     """states: each controller with its state; rows: of the sampler's batch; latent: (height,
     width);
     positive: where chunks are not told by their index, the uuids of conditioned ones;
-    stepped: the sampler says itself when a step is over."""
+    stepped: the sampler says itself when a step is over; texts: the lengths of the texts of the
+    calls so far."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Run:
         self.latent = latent
         self.positive = positive
         self.stepped = False
+        self.texts: dict[Any, tuple[int, ...]] = {}
 
     def after_step(self, x: torch.Tensor, place: Place) -> torch.Tensor:
         """The sampler's latents after the step at `place`."""

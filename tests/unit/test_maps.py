@@ -86,7 +86,8 @@ def test_a_map_is_the_sum_over_a_words_columns_and_the_mean_over_heads(
     call = probed(make_call("cross", layout, 0, heads, width, (height, 3), 12))
     groups = asked(12, *lists[: layout.targets + 1])
     assert_maps(
-        word_maps(call, groups), maps_by_hand(call, probabilities(call.q, call.k, heads), groups)
+        word_maps(call, groups, {}),
+        maps_by_hand(call, probabilities(call.q, call.k, heads), groups),
     )
 
 
@@ -106,7 +107,7 @@ def test_a_map_is_that_of_the_edit(
         edit = weights * (probs[source] @ mapper + own * probs[target])
         probs[target] = alpha * edit + (1.0 - alpha) * probs[target]
     groups = asked(12, *lists[: layout.targets + 1])
-    found = word_maps(probed(call, PromptToPrompt((one, one))), groups)
+    found = word_maps(probed(call, PromptToPrompt((one, one))), groups, {})
     for key, each in maps_by_hand(call, probs, groups).items():
         torch.testing.assert_close(found[key].double(), each, rtol=1e-5, atol=1e-5)
 
@@ -120,7 +121,7 @@ def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int]) -> N
         ("target", 0): (lengths[1], ((0, 3), (1,), (2,))),
     }
     probs = probabilities(call.q, call.k, 2)
-    assert_maps(word_maps(probed(call), groups), maps_by_hand(call, probs, groups))
+    assert_maps(word_maps(probed(call), groups, {}), maps_by_hand(call, probs, groups))
 
 
 def test_equal_repeats_give_the_map_of_the_text_that_was_not_repeated() -> None:
@@ -128,8 +129,8 @@ def test_equal_repeats_give_the_map_of_the_text_that_was_not_repeated() -> None:
     short = make_call("cross", columns=12)
     long = short.replace(short.q, short.k.repeat(1, 3, 1), short.v.repeat(1, 3, 1))
     assert_maps(
-        word_maps(probed(long), groups),
-        {k: x.double() for k, x in word_maps(probed(short), groups).items()},
+        word_maps(probed(long), groups, {}),
+        {k: x.double() for k, x in word_maps(probed(short), groups, {}).items()},
     )
 
 
@@ -138,30 +139,30 @@ def test_more_words_than_a_head_has_channels_are_asked_in_turns(width: int) -> N
     every = tuple((column,) for column in range(7))
     call = probed(make_call("cross", heads=3, width=width, columns=7))
     groups = asked(7, every, every)
-    found = word_maps(call, groups)
+    found = word_maps(call, groups, {})
     assert_maps(found, maps_by_hand(call, probabilities(call.q, call.k, 3), groups))
     assert_exact(found[ONE].double().sum(-1).round(decimals=5), torch.ones(3, 2).double())
 
 
 def test_only_conditioned_rows_with_words_have_maps_and_a_word_without_columns_is_nowhere() -> None:
     call = probed(make_call("cross", Layout("uc", 2)))
-    found = word_maps(call, {("target", 1): (77, ((), (1,))), ("source", 0): (77, ())})
+    found = word_maps(call, {("target", 1): (77, ((), (1,))), ("source", 0): (77, ())}, {})
     assert list(found) == [("target", 1, 0)]
     assert (
         found["target", 1, 0][..., 0].abs().max() == 0 and found["target", 1, 0][..., 1].min() > 0
     )
-    assert word_maps(call, {}) == {}
-    assert word_maps(probed(make_call("cross", Layout("u"))), asked(77, ((1,),), ((1,),))) == {}
+    assert word_maps(call, {}, {}) == {}
+    assert word_maps(probed(make_call("cross", Layout("u"))), asked(77, ((1,),), ((1,),)), {}) == {}
 
 
 def test_there_are_no_maps_within_a_probe() -> None:
-    assert word_maps(make_call("cross"), asked(77, ((1,),), ((1,),))) == {}
+    assert word_maps(make_call("cross"), asked(77, ((1,),), ((1,),)), {}) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_maps_in_half_precision_are_those_of_its_numbers(dtype: torch.dtype) -> None:
     call, groups = make_call("cross", dtype=dtype), asked(77, ((1, 2),), ((3, 4, 5),))
-    found = word_maps(probed(call), groups)
+    found = word_maps(probed(call), groups, {})
     for key, each in maps_by_hand(call, probabilities(call.q, call.k, 2), groups).items():
         assert found[key].dtype == torch.float32
         torch.testing.assert_close(found[key].double(), each, rtol=0.02, atol=0.001)
@@ -173,7 +174,7 @@ def test_nothing_larger_than_q_or_v_is_made(columns: int, width: int) -> None:
     call = make_call("cross", heads=8, width=width, queries=(16, 16), columns=columns)
     call = dataclasses.replace(call, probe=lambda values: torch.zeros_like(call.q))
     with Sizes() as sizes:
-        word_maps(call, asked(columns, ((1,), (2, 3)), ((4,), (5,))))
+        word_maps(call, asked(columns, ((1,), (2, 3)), ((4,), (5,))), {})
     assert sizes.made and max(sizes.made) <= max(call.q.numel(), call.v.numel())
 
 
@@ -355,10 +356,11 @@ def test_recordings_of_two_runs_do_not_mix_and_a_run_without_maps_leaves_nothing
 
 def test_of_several_conditioned_chunks_the_first_counts() -> None:
     call = probed(make_call("cross", Layout("cuc"), columns=12))
-    found = word_maps(call, {("source", 0): (12, ((1,),)), ("target", 0): (12, ((1,), (2,)))})
+    found = word_maps(call, {("source", 0): (12, ((1,),)), ("target", 0): (12, ((1,), (2,)))}, {})
     first = word_maps(
         probed(dataclasses.replace(call, rows=call.rows[:2] + (Row("target", False),) * 4)),
         asked(12, ((1,),), ((1,), (2,))),
+        {},
     )
     assert found["target", 0, 0].shape[-1] == 2
     assert torch.equal(found["target", 0, 0], first["target", 0, 0])
@@ -368,7 +370,7 @@ def test_a_time_range_may_end_between_two_steps() -> None:
     total = MapSum()
     for step, chunks in ((0, "cc"), (1, "c")):
         call = probed(make_call("cross", Layout(chunks), columns=12, place=Place(step, 50, 1.0)))
-        total.add(call, word_maps(call, asked(12, ((1,), (2,)), ((1,), ()))))
+        total.add(call, word_maps(call, asked(12, ((1,), (2,)), ((1,), ())), {}))
     assert total.sums[ONE].shape[-1] == 2
 
 
