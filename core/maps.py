@@ -45,21 +45,23 @@ def word_maps(
         if row.cond and _asked(row, groups):
             first_rows.setdefault(key_of(row), index)
     asked = {index: groups[branch, target] for (branch, target, _), index in first_rows.items()}
-    maps: dict[Key, torch.Tensor] = {}
     width = call.v.shape[-1] // call.heads
     most = max((len(words) for _, words in asked.values()), default=0)
+    parts = []
     for first in range(0, most, width):
         kind = (call.rows, call.texts, call.heads, call.v.shape, call.v.dtype, call.v.device, first)
         if kind not in values:
             values[kind] = _one_hot(call, asked, first)
         out = call.probe(values[kind]).float()
-        out = out.reshape(*out.shape[:2], call.heads, width).mean(-2)
-        for index, (_, words) in asked.items():
-            part = out[index, :, : max(0, min(width, len(words) - first))]
-            part = part.reshape(call.site.height, call.site.width, -1)
-            key = key_of(call.rows[index])
-            maps[key] = torch.cat([maps[key], part], -1) if key in maps else part
-    return maps
+        parts.append(out.reshape(*out.shape[:2], call.heads, width).mean(-2))
+    if not parts:
+        return {}
+    every = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    every = every.unflatten(1, (call.site.height, call.site.width))
+    return {
+        key_of(call.rows[index]): every[index, ..., : len(words)]
+        for index, (_, words) in asked.items()
+    }
 
 
 def _asked(row: Row, groups: Groups) -> bool:
