@@ -91,12 +91,19 @@ class OnGpu(torch.Tensor):
         tensor.held = held
         return tensor
 
+    def __repr__(self, **_: Any) -> str:
+        return f"OnGpu({list(self.shape)}, {self.dtype})"
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))  # which kernel it takes is no operator
         if func is torch.Tensor.data_ptr:
             return args[0].held.data_ptr()
+        if func is torch.Tensor.untyped_storage:
+            return args[0].held.untyped_storage()
+        if func is torch.Tensor.tolist:
+            return args[0].cpu().tolist()
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

@@ -8,6 +8,7 @@ SD1.5's shape.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import pathlib
@@ -174,16 +175,13 @@ def executed(graph: dict[str, Any]) -> None:
     import execution
     import server
 
-    loop = asyncio.new_event_loop()
-    host = server.PromptServer.instance if hasattr(server.PromptServer, "instance") else None
-    executor = execution.PromptExecutor(
-        host or server.PromptServer(loop),
-        execution.CacheType.CLASSIC,
-        {"lru": 0, "ram": 0.0},
-    )
-    ends = [key for key, node in graph.items() if output_node(node["class_type"])]
-    executor.execute(graph, "pretended", {}, ends)
-    loop.close()
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        memory = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+        executor = execution.PromptExecutor(
+            server.PromptServer(loop), execution.CacheType.CLASSIC, memory
+        )
+        ends = [key for key, node in graph.items() if output_node(node["class_type"])]
+        loop.run_until_complete(executor.execute_async(graph, "pretended", {}, ends))
     errors = [told for event, told in executor.status_messages if event == "execution_error"]
     assert executor.success and not errors, errors[0]["exception_message"]
 
@@ -225,7 +223,9 @@ def test_workflows_do_not_mix_devices(name, gpu_only, folders, all_nodes) -> Non
 @pytest.mark.parametrize("gpu_only", [False, True])
 def test_saving_and_loading_do_not_mix_devices(gpu_only, folders, all_nodes) -> None:
     graph = workflow("null_text", folders)
-    (inversion,) = (key for key, node in graph.items() if node["class_type"] == "PivotNullText")
+    (inversion,) = (
+        key for key, node in graph.items() if node["class_type"] == "PivotNullTextOptimize"
+    )
     save = {"inversion": [inversion, 0], "filename_prefix": "kept", "half_precision": True}
     with pretended_gpu(gpu_only):
         executed({**graph, "save": {"class_type": "PivotSaveInversion", "inputs": save}})

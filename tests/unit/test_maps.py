@@ -112,26 +112,54 @@ def test_a_map_is_that_of_the_edit(
         torch.testing.assert_close(found[key].double(), each, rtol=1e-5, atol=1e-5)
 
 
+def repeated(lengths: tuple[int, int], columns: int) -> AttentionCall:
+    """A call of [source, target] twice whose texts of these lengths are repeated to `columns`."""
+    call = make_call("cross", heads=2, width=4, columns=columns)
+    texts = lengths * 2
+    long = [
+        torch.stack([row[:n].repeat(columns // n, 1) for row, n in zip(x, texts, strict=True)])
+        for x in (call.k, call.v)
+    ]
+    return dataclasses.replace(call.replace(call.q, *long), texts=texts)
+
+
 @pytest.mark.parametrize("lengths", [(4, 8), (8, 4), (8, 12), (4, 4)])
-def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int]) -> None:
-    """The host repeats texts of unequal length to their common multiple."""
-    call = make_call("cross", heads=2, width=4, columns=math.lcm(*lengths))
+@pytest.mark.parametrize("more", [0, 4])
+def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int], more: int) -> None:
+    """The host repeats texts of unequal length to their common multiple. What is appended to a
+    prompt is no repeat: of each text only the prompt's columns are the words'."""
+    texts = lengths[0] + more, lengths[1] + more
+    call = repeated(texts, math.lcm(*texts))
     groups: Asked = {
         ("source", 0): (lengths[0], ((1,), (2, 3))),
         ("target", 0): (lengths[1], ((0, 3), (1,), (2,))),
     }
+    by_text = {key: (texts[index], words) for index, (key, (_, words)) in enumerate(groups.items())}
     probs = probabilities(call.q, call.k, 2)
-    assert_maps(word_maps(probed(call), groups, {}), maps_by_hand(call, probs, groups))
+    assert_maps(word_maps(probed(call), groups, {}), maps_by_hand(call, probs, by_text))
 
 
 def test_equal_repeats_give_the_map_of_the_text_that_was_not_repeated() -> None:
     groups = asked(12, ((1, 2), (3,)), ((4,), (5, 11)))
     short = make_call("cross", columns=12)
     long = short.replace(short.q, short.k.repeat(1, 3, 1), short.v.repeat(1, 3, 1))
+    long = dataclasses.replace(long, texts=(12,) * 4)
     assert_maps(
         word_maps(probed(long), groups, {}),
         {k: x.double() for k, x in word_maps(probed(short), groups, {}).items()},
     )
+
+
+def test_one_hot_values_are_made_once_for_calls_of_a_kind() -> None:
+    groups, values = asked(12, ((1, 2), (3,)), ((4,), (5, 11))), {}
+    for seed in range(2):
+        call = probed(make_call("cross", seed=seed, columns=12))
+        once = word_maps(call, groups, values)
+        assert_maps(once, {k: x.double() for k, x in word_maps(call, groups, {}).items()})
+        assert len(values) == 1
+    word_maps(probed(make_call("cross", columns=12, dtype=torch.float32)), groups, values)
+    word_maps(probed(make_call("cross", columns=24)), groups, values)
+    assert len(values) == 3
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8])
@@ -217,11 +245,12 @@ def test_adding_leaves_the_maps_that_were_added() -> None:
     assert torch.equal(first[ONE], torch.ones(2, 2, 1))
 
 
-def test_maps_of_another_number_of_repeats_are_folded_together() -> None:
+def test_columns_that_a_text_has_only_at_some_steps_are_columns_of_their_own() -> None:
     total, short, long = MapSum(), torch.rand(2, 2, 4), torch.rand(2, 2, 12)
     for step, maps in enumerate((short, long, short)):
         total.add(at(step), {ONE: maps})
-    torch.testing.assert_close(total.sums[ONE], 2 * short + long.unflatten(-1, (3, 4)).sum(-2))
+    torch.testing.assert_close(total.sums[ONE][..., :4], 2 * short + long[..., :4])
+    assert torch.equal(total.sums[ONE][..., 4:], long[..., 4:])
 
 
 def test_the_finished_step_is_the_one_before() -> None:
@@ -330,6 +359,18 @@ def test_recording_sums_the_maps_of_every_column_over_steps_and_layers_of_one_sc
         torch.testing.assert_close(
             controller.results.get(samples[row]), expected, rtol=0, atol=1e-5
         )
+
+
+def test_repeats_are_recorded_as_the_text_that_they_repeat() -> None:
+    controller, samples = AttentionMaps((4,)), noise(0, 2, 4, 6, 4)
+    call = repeated((9, 18), 18)
+    call = dataclasses.replace(call, site=dataclasses.replace(call.site, layer=RECORDED))
+    recorded(controller, [call], call.rows[:2], samples)
+    maps = [controller.results.get(sample) for sample in samples]
+    probs = probabilities(call.q, call.k, 2)[2:].mean(1).unflatten(1, (3, 2)).float()
+    folded = probs[0].unflatten(-1, (2, 9)).sum(-2)
+    torch.testing.assert_close(maps[0], folded, rtol=0, atol=1e-6)
+    torch.testing.assert_close(maps[1], probs[1], rtol=0, atol=1e-6)
 
 
 def test_recording_needs_no_source_and_only_its_window_of_cross_attention() -> None:
