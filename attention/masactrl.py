@@ -36,7 +36,6 @@ from ..core.maps import (
     word_maps,
 )
 
-
 Masks = tuple[torch.Tensor, torch.Tensor]
 """The object's tokens [tokens] in the source and in the target."""
 

@@ -94,16 +94,19 @@ class OnGpu(torch.Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"OnGpu({list(self.shape)}, {self.dtype})"
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))  # which kernel it takes is no operator
-        if func is torch.Tensor.data_ptr:
-            return args[0].held.data_ptr()
-        if func is torch.Tensor.untyped_storage:
-            return args[0].held.untyped_storage()
-        if func is torch.Tensor.tolist:
-            return args[0].cpu().tolist()
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -272,6 +275,8 @@ def pretended_gpu(gpu_only: bool = False) -> Iterator[Seen]:
         state = host.VRAMState.NORMAL_VRAM
         stack.enter_context(mock.patch.object(host, "vram_state", state))
         stack.enter_context(mock.patch.object(torch, "Generator", lambda device=None: plain()))
+        # gradients go back in this thread, where the mode is
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         mode = stack.enter_context(_Every(Seen()))
         _running.append(mode)
         stack.callback(_running.pop)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -30,6 +31,7 @@ from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.tasks.masks import blend_mask
 from pivot_edit.host.tasks.null_text import null_text
 from pivot_edit.inversion import CORRECTIONS, INVERTERS, Ddim, inverter_named
+from pivot_edit.inversion.null_text import PRESETS
 from pretended_gpu import GPU, DevicesMixed, OnGpu, Seen, pretended_gpu
 from test_controls import blend, masa, p2p, recorded
 from test_editing import p2p as p2p_of_mode
@@ -59,6 +61,13 @@ CASES: dict[str, Case] = {
 """Every controller, open at every step."""
 
 
+@pytest.fixture(autouse=True)
+def short_optimisations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two inner steps are as good as ten to see where tensors lie."""
+    for name, settings in PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, dataclasses.replace(settings, inner_steps=2))
+
+
 def on_gpu(model: Any) -> Any:
     """A small model that loads to the GPU."""
     model.load_device = GPU
@@ -70,13 +79,12 @@ def texts() -> list[Any]:
 
 
 def edited(seen: Seen, case: Case, correction: str = "none") -> tuple[Any, torch.Tensor]:
-    """The model and the edit of a case, counted from where the model is on the GPU."""
+    """The model and the edit of a case, counted from where the inversion has put it on the GPU."""
     model = on_gpu(unets.build("SD15"))
     trajectory = invert_latent(
         model, unets.latent(16, 24), texts()[0], STEPS, "reference", Ddim(), False
     )[0]
     model = case(model)
-    edit(model, trajectory, *texts(), cfg=5.0, correction=correction)
     seen.launches.clear()
     seen.waits.clear()
     return model, edit(model, trajectory, *texts(), cfg=5.0, correction=correction)[0]["samples"]
@@ -106,9 +114,7 @@ def test_a_controller_seldom_waits_and_launches_little(name: str, plain_launches
     waits = seen.waits_in("attention/", "core/maps.py", "core/columns.py")
     assert waits <= 2 * STEPS + ENDS.get(name, 0), seen.waits
     assert seen.launches.total() <= 1.15 * plain_launches
-    with pretended_gpu() as seen:
-        on_the_cpu = model.clone()
-    assert torch.isfinite(samples).all() and on_the_cpu is not model
+    assert torch.isfinite(samples).all()
 
 
 ENDS = {"record": 3, "blend": 3, "blend at a mask": 3}
@@ -133,8 +139,7 @@ def test_corrections_and_rules_do_not_mix_devices(correction: str, rule: type[Gu
     assert torch.isfinite(back[0]["samples"]).all()
 
 
-@pytest.mark.parametrize("preset", ["fast", "reference"])
-@pytest.mark.parametrize("checkpointing", ["auto", "off"])
+@pytest.mark.parametrize(("preset", "checkpointing"), [("fast", "auto"), ("reference", "off")])
 def test_null_text_does_not_mix_devices(preset: str, checkpointing: str) -> None:
     with pretended_gpu():
         model = on_gpu(unets.build("SD15", shallow=True))
