@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from ..core.columns import text_columns
 from ..core.control import (
     Attend,
     AttentionCall,
@@ -60,17 +61,23 @@ class AttentionMaps(Controller):
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
         if self.works(call.site, call.place):
-            state.add(call, word_maps(call, self._groups(call)))
+            state.add(call, word_maps(call, self._groups(call), state.values))
         return attend(call)
 
     @staticmethod
     def _groups(call: AttentionCall) -> Groups:
-        count = call.v.shape[1]
-        every = (count, tuple((column,) for column in range(count)))
-        return {(row.branch, row.target): every for row in call.rows}
+        """Every column of the texts, repeats counted once."""
+        groups: Groups = {}
+        for index, row in enumerate(call.rows):
+            if row.cond:
+                columns = text_columns(call, index, 1, AttentionMaps.title)
+                every = (columns, tuple((column,) for column in range(columns)))
+                groups.setdefault((row.branch, row.target), every)
+        return groups
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: MapSum) -> None:
         """Keep each row's maps, to be shown."""
+        samples = samples.cpu()
         for index, row in enumerate(rows):
             maps = state.sums.get(key_of(row))
             if maps is not None:

@@ -55,9 +55,11 @@ class BlendWords:
 
 @dataclasses.dataclass(eq=False)
 class BlendState:
-    """A run's maps and the masks it last used, by row."""
+    """A run's maps, the given masks as the latent needs them, by picture, and the masks it last
+    used, by row."""
 
     maps: MapSum = dataclasses.field(default_factory=MapSum)
+    given: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     masks: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -103,7 +105,7 @@ class LocalBlend(Controller):
 
     def __call__(self, call: AttentionCall, attend: Attend, state: BlendState) -> torch.Tensor:
         if self.works(call.site, call.place):
-            state.maps.add(call, word_maps(call, self._groups()))
+            state.maps.add(call, word_maps(call, self._groups(), state.maps.values))
         return attend(call)
 
     def _groups(self) -> Groups:
@@ -124,23 +126,23 @@ class LocalBlend(Controller):
             return x
         blended = x.clone()
         for row, source in all_pairs(rows):
-            mask = self._mask(rows[row], rows[source], (x.shape[-2], x.shape[-1]), state.maps).to(
-                x.device
-            )
+            mask = self._mask(rows[row], rows[source], x, state)
             state.masks[row] = mask
             blended[row] = blend(x[source], x[row], mask.to(x.dtype))
         return blended
 
-    def _mask(self, row: Row, source: Row, size: tuple[int, int], maps: MapSum) -> torch.Tensor:
-        """1 where the edit shows, [H, W] of the latent."""
-        mask = torch.ones(size)
-        if self.mask is not None:
-            mask = resize(self.mask[row.picture % len(self.mask)].float(), size, "area").clamp(
-                0.0, 1.0
-            )
-        if self.words:
-            mask = mask * self._words_mask(row, source, size, maps).to(mask.device)
-        return mask
+    def _mask(self, row: Row, source: Row, x: torch.Tensor, state: BlendState) -> torch.Tensor:
+        """1 where the edit shows, [H, W] of the latents x, on their device."""
+        size = (x.shape[-2], x.shape[-1])
+        words = self._words_mask(row, source, size, state.maps).to(x.device) if self.words else None
+        if self.mask is None:
+            return torch.ones(size, device=x.device) if words is None else words
+        picture = row.picture % len(self.mask)
+        if picture not in state.given:
+            mask = resize(self.mask[picture].float(), size, "area").clamp(0.0, 1.0)
+            state.given[picture] = mask.to(x.device)
+        given = state.given[picture]
+        return given if words is None else given * words
 
     def _words_mask(
         self, row: Row, source: Row, size: tuple[int, int], maps: MapSum
@@ -158,14 +160,14 @@ class LocalBlend(Controller):
         everywhere = not (words.source or words.target)
         inside = torch.full(size, everywhere, device=own.device)
         for columns, found in ((words.source, theirs[..., first]), (words.target, own[..., 0])):
-            inside |= self._exceeds(found, size, self.threshold, self.pool) if columns else False
+            if columns:
+                inside |= self._exceeds(found, size, self.threshold, self.pool)
         for columns, found in (
             (words.source_subtract, theirs[..., first + 1]),
             (words.target_subtract, own[..., 1]),
         ):
-            inside &= (
-                ~self._exceeds(found, size, self.subtract_threshold, False) if columns else True
-            )
+            if columns:
+                inside &= ~self._exceeds(found, size, self.subtract_threshold, False)
         return inside.float()
 
     @staticmethod
@@ -179,6 +181,7 @@ class LocalBlend(Controller):
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: BlendState) -> None:
         """Keep the masks that were used last, to be shown."""
+        samples = samples.cpu()
         for index, mask in state.masks.items():
             self.results.put(samples[index], mask.cpu())
 

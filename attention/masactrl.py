@@ -10,8 +10,8 @@ and no attention matrix is built.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,12 +28,16 @@ from ..core.control import (
 from ..core.layers import Layer, map_scale
 from ..core.maps import (
     Groups,
+    Key,
     MapSum,
     StepMaps,
     key_of,
     resize,
     word_maps,
 )
+
+Masks = tuple[torch.Tensor, torch.Tensor]
+"""The object's tokens [tokens] in the source and in the target."""
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
@@ -58,14 +62,45 @@ class AutoMask:
     scales: tuple[int, ...]
     threshold: float = 0.1
 
-    def mask(self, maps: MapSum, row: Row) -> torch.Tensor | None:
-        """1 where the row's words are looked at, [h, w]; None while there are no maps."""
-        summed = maps.sums.get(key_of(row))
-        if summed is None:
-            return None
-        flat = summed.sum(-1)
-        span = flat.max() - flat.min()
-        return ((flat - flat.min()) / span.clamp(min=1e-12) >= self.threshold).float()
+    def masks(self, maps: MapSum) -> dict[Key, torch.Tensor]:
+        """1 where the words of each row are looked at, [h, w], on the CPU; waits for the device
+        once."""
+        if not maps.sums:
+            return {}
+        flat = torch.stack([summed.sum(-1) for summed in maps.sums.values()])
+        low, high = flat.amin((1, 2), True), flat.amax((1, 2), True)
+        masks = ((flat - low) / (high - low).clamp(min=1e-12) >= self.threshold).float().cpu()
+        return dict(zip(maps.sums, masks, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Queries that meet the same keys, as numbers of tokens over all rows of the call:
+    queries [rows, n], keys [rows, m]."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """Who reads what in one kind of call. order: whose keys and values each row reads, None for
+    its own everywhere; parts: what is read in parts, and the numbers of all their queries."""
+
+    order: torch.Tensor | None
+    parts: tuple[Part, ...]
+    written: torch.Tensor
+
+
+@dataclasses.dataclass(eq=False)
+class MasaState:
+    """A run's maps, the masks that the words of the last whole step give, and the readings of the
+    calls so far, which are made of them."""
+
+    maps: StepMaps = dataclasses.field(default_factory=StepMaps)
+    masked: MapSum | None = None
+    masks: dict[Key, torch.Tensor] = dataclasses.field(default_factory=dict)
+    readings: dict[Any, Reading] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,100 +146,144 @@ class MasaCtrl(Controller):
             return "both"
         return "cond" if self.wants("cross", place) else "nothing"
 
-    def begin(self) -> StepMaps:
-        """Maps of the current step and of the one before."""
-        return StepMaps()
+    def begin(self) -> MasaState:
+        """No maps, no masks."""
+        return MasaState()
 
-    def __call__(self, call: AttentionCall, attend: Attend, state: StepMaps) -> torch.Tensor:
+    def __call__(self, call: AttentionCall, attend: Attend, state: MasaState) -> torch.Tensor:
         if not self.works(call.site, call.place):
             return attend(call)
         if call.site.kind == "cross":
             if self.auto is not None:
-                state.add(call, word_maps(call, self.auto.groups))
+                maps = word_maps(call, self.auto.groups, state.maps.values)
+                state.maps.add(call, maps)
             return attend(call)
-        pairs = all_pairs(call.rows)
-        if not pairs:
+        if not all_pairs(call.rows):
             return attend(call)
-        masks = {row: self._masks(call, row, source, state) for row, source in pairs}
-        whole = [pair for pair in pairs if masks[pair[0]] is None and not self.union]
-        out = attend(_with_source_content(call, whole))
-        if len(whole) < len(pairs):
-            out = out.clone()
-            for row, source in pairs:
-                found = masks[row]
-                if found is not None:
-                    out[row] = self._masked(call, row, source, *found)
-                elif self.union:
-                    out[row] = _read(call, row, self._keys(call, row, source))
-        return out
+        return _read(call, attend, self._reading(call, state))
+
+    def _reading(self, call: AttentionCall, state: MasaState) -> Reading:
+        """Who reads what here. All sizes of the layers are worked out at once, so that the device
+        is waited for, and written to, once a step."""
+        if self.auto is not None:
+            maps = state.maps.finished(call.place.step)
+            if maps is not state.masked:
+                state.masked, state.masks = maps, self.auto.masks(maps)
+                state.readings.clear()
+        here = call.site.height, call.site.width
+        if (call.rows, here, call.q.device) not in state.readings:
+            sizes = {_size(call.site.latent, layer.scale) for layer in self.layers}
+            every = tuple(sizes) if here in sizes else (here,)
+            plans = [self._plan(call.rows, size, state.masks) for size in every]
+            for size, reading in zip(every, _sent(plans, call.q.device), strict=True):
+                state.readings[call.rows, size, call.q.device] = reading
+        return state.readings[call.rows, here, call.q.device]
+
+    def _plan(
+        self, rows: tuple[Row, ...], size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
+    ) -> Reading:
+        """Who reads what at a size, on the CPU. Rows with the same masks read as one."""
+        order = list(range(len(rows)))
+        groups: dict[Any, tuple[Masks, list[tuple[int, int]]]] = {}
+        for row, source in all_pairs(rows):
+            masks = self._masks(rows[row], rows[source], size, auto)
+            if masks is not None:
+                name = tuple(mask.numpy().tobytes() for mask in masks)
+                groups.setdefault(name, (masks, []))[1].append((row, source))
+            else:
+                order[row] = source
+        parts = [
+            part for masks, pairs in groups.values() for part in _parts(*masks, pairs, self.union)
+        ]
+        plain = order == list(range(len(rows)))
+        written = torch.cat([part.queries.flatten() for part in parts] or [torch.empty(0).long()])
+        return Reading(None if plain else torch.tensor(order), tuple(parts), written)
 
     def _masks(
-        self, call: AttentionCall, row: int, source: int, state: StepMaps
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Which tokens are the object's, [tokens] of the source and of the target; None without
-        masks."""
-        own = self._mask(call, row, self.target_mask, state)
-        theirs = self._mask(call, source, self.source_mask, state)
-        if own is None and theirs is None:
-            return None
+        self, row: Row, source: Row, size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
+    ) -> Masks | None:
+        """Which tokens are the object's, [tokens] of the source and of the target; None where the
+        source's content is read by all. A union without masks is one of masks of ones."""
+        own = self._mask(row, self.target_mask, size, auto)
+        theirs = self._mask(source, self.source_mask, size, auto)
         own, theirs = (theirs if own is None else own), (own if theirs is None else theirs)
-        if own is None or theirs is None or not theirs.any() or bool(theirs.all() and own.all()):
-            return None
+        whole = own is None or theirs is None or not theirs.any()
+        if whole or bool(theirs.all() and own.all()):
+            ones = torch.ones(size, dtype=torch.bool).flatten()
+            return (ones, ones) if self.union else None
         return theirs, own
 
     def _mask(
-        self, call: AttentionCall, row: int, given: torch.Tensor | None, state: StepMaps
+        self,
+        row: Row,
+        given: torch.Tensor | None,
+        size: tuple[int, int],
+        auto: Mapping[Key, torch.Tensor],
     ) -> torch.Tensor | None:
-        if given is not None:
-            mask = given[call.rows[row].picture % len(given)]
-        else:
-            found = (
-                None
-                if self.auto is None
-                else self.auto.mask(state.finished(call.place.step), call.rows[row])
-            )
-            if found is None:
-                return None
-            mask = found
-        size = (call.site.height, call.site.width)
-        return resize(mask.float().to(call.q.device), size).flatten() > 0.5
+        mask = auto.get(key_of(row)) if given is None else given[row.picture % len(given)]
+        return None if mask is None else resize(mask.float(), size).flatten() > 0.5
 
-    def _masked(
-        self, call: AttentionCall, row: int, source: int, theirs: torch.Tensor, own: torch.Tensor
-    ) -> torch.Tensor:
-        """The object's queries on the object's keys, all others on all others."""
-        out = torch.empty_like(call.q[row])
-        keys, values = self._keys(call, row, source)
-        inside = torch.cat([theirs, own]) if self.union else theirs
-        for queries, chosen in ((own, inside), (~own, ~inside)):
+
+def _parts(
+    theirs: torch.Tensor, own: torch.Tensor, pairs: list[tuple[int, int]], union: bool
+) -> Iterator[Part]:
+    """The object's queries on the object's keys, all others on all others; where there are no
+    such keys, on all keys."""
+    inside = torch.cat([theirs, own]) if union else theirs
+    tokens = len(own)
+    targets, sources = (tokens * torch.tensor(each)[:, None] for each in zip(*pairs, strict=True))
+    for queries, chosen in ((own, inside), (~own, ~inside)):
+        if queries.any():
             chosen = chosen if chosen.any() else torch.ones_like(chosen)
-            if queries.any():
-                part = call.fused(
-                    call.q[row : row + 1, queries], keys[:, chosen], values[:, chosen]
-                )
-                out[queries] = part[0]
+            firsts = [sources, targets] if union else [sources]
+            keys = [
+                first + of_row.nonzero()[:, 0]
+                for first, of_row in zip(firsts, chosen.split(tokens), strict=True)
+            ]
+            yield Part(targets + queries.nonzero()[:, 0], torch.cat(keys, 1))
+
+
+def _read(call: AttentionCall, attend: Attend, reading: Reading) -> torch.Tensor:
+    """The attention output, what is read in parts included."""
+    order = reading.order
+    out = attend(call if order is None else call.replace(call.q, call.k[order], call.v[order]))
+    if not reading.parts:
         return out
-
-    def _keys(
-        self, call: AttentionCall, row: int, source: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values that a target row reads, [1, tokens, channels]: the source's, in union
-        then its own."""
-        rows = [source, row] if self.union else [source]
-        return torch.cat([call.k[i] for i in rows])[None], torch.cat([call.v[i] for i in rows])[
-            None
-        ]
+    q, k, v = (each.flatten(0, 1) for each in (call.q, call.k, call.v))
+    read = [
+        call.fused(q[part.queries], k[part.keys], v[part.keys]).flatten(0, 1)
+        for part in reading.parts
+    ]
+    tokens = out.flatten(0, 1).index_copy(0, reading.written, torch.cat(read))
+    return tokens.view(out.shape)
 
 
-def _read(
-    call: AttentionCall, row: int, content: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    return call.fused(call.q[row : row + 1], *content)[0]
+def _size(latent: tuple[int, int], scale: int) -> tuple[int, int]:
+    """Tokens of a layer, (height, width): the UNet halves sizes upwards."""
+    return -(-latent[0] // scale), -(-latent[1] // scale)
 
 
-def _with_source_content(call: AttentionCall, pairs: list[tuple[int, int]]) -> AttentionCall:
-    """The call with k and v of target rows replaced by their source's."""
-    order = list(range(len(call.q)))
-    for target, source in pairs:
-        order[target] = source
-    return call.replace(call.q, call.k[order], call.v[order])
+def _sent(readings: Sequence[Reading], device: torch.device) -> list[Reading]:
+    """The readings on a device, in one transfer."""
+    numbers = [number for reading in readings for number in _numbers(reading)]
+    flat = torch.cat([number.flatten() for number in numbers]).to(device)
+    sent = iter(
+        piece.view(number.shape)
+        for piece, number in zip(flat.split([n.numel() for n in numbers]), numbers, strict=True)
+    )
+    return [
+        Reading(
+            None if reading.order is None else next(sent),
+            tuple(Part(next(sent), next(sent)) for _ in reading.parts),
+            next(sent),
+        )
+        for reading in readings
+    ]
+
+
+def _numbers(reading: Reading) -> Iterator[torch.Tensor]:
+    if reading.order is not None:
+        yield reading.order
+    for part in reading.parts:
+        yield from (part.queries, part.keys)
+    yield reading.written

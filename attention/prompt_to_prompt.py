@@ -12,10 +12,12 @@ edited output is
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 
+from ..core.columns import text_columns
 from ..core.control import (
     Attend,
     AttentionCall,
@@ -30,8 +32,33 @@ from ..core.errors import PivotError
 from ..core.layers import Layer
 from ..core.words import Alignment
 
-Tables = tuple[torch.Tensor | None, torch.Tensor | None]
-"""M diag(alpha c) [T, T] and (1 - alpha) + alpha c own [T, 1]; None where it is all zero."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a call. at: as they are read, without a copy where they lie side by side;
+    index: as they are written, on the call's device."""
+
+    at: slice | torch.Tensor
+    index: torch.Tensor
+
+    @staticmethod
+    def of(rows: Sequence[int], device: torch.device) -> Rows:
+        """The rows of these numbers."""
+        index = torch.tensor(rows, device=device)
+        first, last = rows[0], rows[-1]
+        beside = list(rows) == list(range(first, last + 1))
+        return Rows(slice(first, last + 1) if beside else index, index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CrossEdit:
+    """What one kind of cross-attention call becomes. order: whose q and k each row reads; targets:
+    the rows that are edited; tables [targets, T or 2T, T]: their values for the first term, and
+    below, where some row keeps anything of its own, those for the second."""
+
+    order: torch.Tensor
+    targets: Rows
+    tables: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,109 +93,130 @@ class PromptToPrompt(Controller):
         """Cross-attention everywhere, self-attention up to the limit."""
         return kind == "cross" or layer.area <= self.self_limit
 
-    def begin(self) -> dict[Any, Tables]:
-        """The run's tables by target, window and call, so that each is built once."""
+    def begin(self) -> dict[Any, Any]:
+        """What the run's calls become, by their kind, so that each is worked out once."""
         return {}
 
-    def __call__(
-        self, call: AttentionCall, attend: Attend, state: dict[Any, Tables]
-    ) -> torch.Tensor:
+    def __call__(self, call: AttentionCall, attend: Attend, state: dict[Any, Any]) -> torch.Tensor:
         pairs = cond_pairs(call.rows)
         if not pairs or not self.works(call.site, call.place):
             return attend(call)
         if call.site.kind == "cross":
-            return self._cross(call, attend, state, pairs)
-        return attend(_with_source_maps(call, pairs))
+            return _edited(call, attend, self._cross(call, pairs, state))
+        key = ("self", call.rows, call.q.device)
+        if key not in state:
+            state[key] = _order(len(call.rows), pairs, call.q.device)
+        return attend(call.replace(call.q[state[key]], call.k[state[key]], call.v))
 
     def _cross(
-        self,
-        call: AttentionCall,
-        attend: Attend,
-        state: dict[Any, Tables],
-        pairs: list[tuple[int, int]],
-    ) -> torch.Tensor:
-        """The first term for all rows through the chain; the second only for rows that keep
-        anything of theirs."""
-        edited, read, kept = call.v.clone(), [], []
-        for row, source in pairs:
-            mapper, own = self._tables(call, self._alignment(call.rows[row].target), state)
-            if mapper is None:
-                edited[row] = _scaled(own, call.v[row])
-                continue
-            read.append((row, source))
-            edited[row] = (mapper @ call.v[row].to(mapper.dtype)).to(call.v.dtype)
-            if own is not None:
-                kept.append((row, _scaled(own, call.v[row])))
-        out = attend(_with_source_maps(call.replace(call.q, call.k, edited), read))
-        if kept:
-            rows = [row for row, _ in kept]
-            out = out.clone()
-            out[rows] += call.fused(call.q[rows], call.k[rows], torch.stack([v for _, v in kept]))
-        return out
-
-    def _alignment(self, target: int) -> Alignment:
-        if target < len(self.alignments):
-            return self.alignments[target]
-        raise PivotError(
-            f"words for {target + 1} target prompts",
-            f"{len(self.alignments)}",
-            "Connect the words that belong to these target prompts.",
-            PromptToPrompt.title,
-        )
-
-    def _tables(
-        self, call: AttentionCall, alignment: Alignment, state: dict[Any, Tables]
-    ) -> Tables:
-        alpha = self._alpha(alignment, call.place)
-        key = (id(alignment), tuple(alpha.tolist()), call.v.shape[1], call.v.dtype, call.v.device)
+        self, call: AttentionCall, pairs: list[tuple[int, int]], state: dict[Any, Any]
+    ) -> CrossEdit:
+        """The edit of a cross-attention call while the same windows are open."""
+        opens = {row: self._opens(call.rows[row].target, call.place) for row, _ in pairs}
+        like = (call.rows, call.texts, call.v.shape[1], call.v.dtype, call.v.device)
+        key = ("cross", *opens.values(), *like)
         if key not in state:
-            state[key] = _fit_columns(alignment, alpha, call.v)
+            state[key] = self._cross_edit(call, pairs, opens)
         return state[key]
 
-    def _alpha(self, alignment: Alignment, place: Place) -> torch.Tensor:
-        """1 for each target column whose window is open at a place: [columns]."""
-        rows = place.steps + 1
-        alpha = torch.full((len(alignment.own),), float(window_open(self.cross, place, rows)))
-        for columns, window in alignment.windows:
-            alpha[list(columns)] = float(window_open(window, place, rows))
-        return alpha
+    def _cross_edit(
+        self, call: AttentionCall, pairs: list[tuple[int, int]], opens: dict[int, tuple[bool, ...]]
+    ) -> CrossEdit:
+        tables, read = [], []
+        for row, source in pairs:
+            one = self.alignments[call.rows[row].target]
+            lengths = (
+                text_columns(call, source, one.mapper.shape[0], self.title),
+                text_columns(call, row, one.mapper.shape[1], self.title),
+            )
+            fitted, kept = _fit_columns(one, opens[row], lengths, call.v)
+            if fitted.any():
+                read.append((row, source))
+            else:  # nothing of the source is read: the row's values under its map
+                fitted, kept = kept, torch.zeros_like(kept)
+            tables.append((fitted, kept))
+        first, second = (torch.stack(each) for each in zip(*tables, strict=True))
+        both = torch.cat([first, second], 1) if second.any() else first
+        device = call.v.device
+        rows = Rows.of([row for row, _ in pairs], device)
+        return CrossEdit(_order(len(call.rows), read, device), rows, both.to(device))
+
+    def _opens(self, target: int, place: Place) -> tuple[bool, ...]:
+        """Which windows of a target are open at a place: the common one, then its words' own."""
+        if target >= len(self.alignments):
+            raise PivotError(
+                f"words for {target + 1} target prompts",
+                f"{len(self.alignments)}",
+                "Connect the words that belong to these target prompts.",
+                self.title,
+            )
+        listed = (self.cross, *(window for _, window in self.alignments[target].windows))
+        return tuple(window_open(window, place, place.steps + 1) for window in listed)
 
 
-def _with_source_maps(call: AttentionCall, pairs: list[tuple[int, int]]) -> AttentionCall:
-    """The call with q and k of every target row replaced by its source's: the source's map on the
-    target's v."""
-    order = list(range(len(call.q)))
+def _edited(call: AttentionCall, attend: Attend, edit: CrossEdit) -> torch.Tensor:
+    """The first term for all rows through the chain; the second only where a row keeps anything
+    of its own."""
+    rows, tables = edit.targets, edit.tables
+    values = (tables @ call.v[rows.at].to(tables.dtype)).to(call.v.dtype)
+    columns = call.v.shape[1]
+    v = call.v.index_copy(0, rows.index, values[:, :columns])
+    out = attend(call.replace(call.q[edit.order], call.k[edit.order], v))
+    if tables.shape[1] == columns:
+        return out
+    kept = call.fused(call.q[rows.at], call.k[rows.at], values[:, columns:])
+    return out.index_add(0, rows.index, kept)
+
+
+def _order(rows: int, pairs: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """The numbers of all rows, those of targets replaced by their source's: the source's map on
+    the target's v."""
+    order = list(range(rows))
     for target, source in pairs:
         order[target] = source
-    return call.replace(call.q[order], call.k[order], call.v)
+    return torch.tensor(order, device=device)
 
 
-def _fit_columns(alignment: Alignment, alpha: torch.Tensor, v: torch.Tensor) -> Tables:
-    """The tables for the T columns of this call, on v's device.
+def _fit_columns(
+    alignment: Alignment, opens: tuple[bool, ...], lengths: tuple[int, int], v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """M diag(alpha c) and diag((1 - alpha) + alpha c own), [T, T], for the T columns of this call
+    and texts of (source, target) lengths.
 
-    Prompts of unequal length reach the UNet repeated to their common multiple. Repeats hold equal
-    keys and values and share the attention equally, so the source's repeats all map to one copy of
+    Repeats of a text share its attention equally, so the source's repeats all map to one copy of
     the target's columns.
     """
+    alignment = _with_appended(alignment, *lengths)
     precision = torch.promote_types(v.dtype, torch.float32)
-    mapper, own, alpha = (table.to(precision) for table in (alignment.mapper, alignment.own, alpha))
-    columns = v.shape[1]
-    if columns % mapper.shape[0] or columns % mapper.shape[1]:
-        raise PivotError(
-            f"text context of a multiple of {mapper.shape[0]} and {mapper.shape[1]} tokens",
-            f"{columns} tokens",
-            "Encode both prompts with the same CLIP and do not append tokens to the conditioning.",
-            PromptToPrompt.title,
-        )
+    mapper, own = alignment.mapper.to(precision), alignment.own.to(precision)
+    alpha = torch.full((lengths[1],), float(opens[0]), dtype=precision)
+    for (columns, _), is_open in zip(alignment.windows, opens[1:], strict=True):
+        alpha[list(columns)] = float(is_open)
     weight = alpha if alignment.weights is None else alpha * alignment.weights.to(precision)
-    fitted = torch.zeros(columns, columns, dtype=precision)
-    fitted[:, : mapper.shape[1]] = (mapper * weight).repeat(columns // mapper.shape[0], 1)
+    every = v.shape[1]
+    fitted = torch.zeros(every, every, dtype=precision)
+    fitted[:, : lengths[1]] = (mapper * weight).repeat(every // lengths[0], 1)
     kept = (1.0 - alpha) + weight * own
-    repeated = kept.repeat(columns // len(own))[:, None]
-    there = [table.to(v.device) if table.any() else None for table in (fitted, repeated)]
-    return there[0], there[1]
+    return fitted, torch.diag(kept.repeat(every // lengths[1]))
 
 
-def _scaled(own: torch.Tensor | None, v: torch.Tensor) -> torch.Tensor:
-    """v with its columns scaled, in the tables' precision."""
-    return torch.zeros_like(v) if own is None else (own * v.to(own.dtype)).to(v.dtype)
+def _with_appended(alignment: Alignment, source: int, target: int) -> Alignment:
+    """The alignment of texts that go on behind their prompts, for `source` and `target` columns.
+
+    Appended columns read those appended at the same place, as words that stand in both prompts do.
+    Where only the target goes on, its columns are new; where only the source does, the target's
+    column at the same place is read.
+    """
+    old, new = alignment.mapper.shape
+    if (source, target) == (old, new):
+        return alignment
+    mapper, own = torch.zeros(source, target), torch.zeros(target)
+    mapper[:old, :new], own[:new] = alignment.mapper, alignment.own
+    for column in range(old, source):
+        there = new + column - old
+        mapper[column, there if there < target else column % target] = 1.0
+    own[new + source - old :] = 1.0
+    weights = alignment.weights
+    if weights is not None:
+        weights = torch.cat([weights, torch.ones(target - new)])
+    return dataclasses.replace(alignment, mapper=mapper, own=own, weights=weights)

@@ -79,7 +79,8 @@ class AttentionCall:
     be given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
     gives for other values, every controller's edit included and other packs' patches left out: with
     one-hot values, the maps of words. It is None inside a probe, and where the call sees a part of
-    the picture only.
+    the picture only. texts: how many columns each row's text has, which the
+    host may have repeated; None where nobody knows.
     """
 
     q: torch.Tensor
@@ -91,6 +92,7 @@ class AttentionCall:
     rows: tuple[Row, ...]
     fused: Fused
     probe: Probe | None = None
+    texts: tuple[int, ...] | None = None
 
     def replace(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The same call with other q, k, v."""

@@ -7,13 +7,13 @@ heads, without the map over all words and heads ever being built.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from .columns import text_columns
 from .control import AttentionCall, Branch, Row
 
 Columns = tuple[int, ...]
@@ -29,12 +29,14 @@ def key_of(row: Row) -> Key:
     return row.branch, row.target, row.picture
 
 
-def word_maps(call: AttentionCall, groups: Groups) -> dict[Key, torch.Tensor]:
+def word_maps(
+    call: AttentionCall, groups: Groups, values: dict[Any, torch.Tensor]
+) -> dict[Key, torch.Tensor]:
     """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call
-    that has words.
+    that has words. values: the one-hot values of a run's calls, each made once.
 
-    Of several conditioned chunks (areas, time ranges) the first counts. Texts reach the UNet
-    repeated to their common multiple; the repeats of a column are summed.
+    Of several conditioned chunks (areas, time ranges) the first counts. The columns of repeats of
+    a text are summed.
     """
     if call.probe is None:
         return {}
@@ -43,18 +45,23 @@ def word_maps(call: AttentionCall, groups: Groups) -> dict[Key, torch.Tensor]:
         if row.cond and _asked(row, groups):
             first_rows.setdefault(key_of(row), index)
     asked = {index: groups[branch, target] for (branch, target, _), index in first_rows.items()}
-    maps: dict[Key, torch.Tensor] = {}
     width = call.v.shape[-1] // call.heads
     most = max((len(words) for _, words in asked.values()), default=0)
+    parts = []
     for first in range(0, most, width):
-        out = call.probe(_one_hot(call, asked, first)).float()
-        out = out.reshape(*out.shape[:2], call.heads, width).mean(-2)
-        for index, (_, words) in asked.items():
-            part = out[index, :, : max(0, min(width, len(words) - first))]
-            part = part.reshape(call.site.height, call.site.width, -1)
-            key = key_of(call.rows[index])
-            maps[key] = torch.cat([maps[key], part], -1) if key in maps else part
-    return maps
+        kind = (call.rows, call.texts, call.heads, call.v.shape, call.v.dtype, call.v.device, first)
+        if kind not in values:
+            values[kind] = _one_hot(call, asked, first)
+        out = call.probe(values[kind]).float()
+        parts.append(out.reshape(*out.shape[:2], call.heads, width).mean(-2))
+    if not parts:
+        return {}
+    every = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    every = every.unflatten(1, (call.site.height, call.site.width))
+    return {
+        key_of(call.rows[index]): every[index, ..., : len(words)]
+        for index, (_, words) in asked.items()
+    }
 
 
 def _asked(row: Row, groups: Groups) -> bool:
@@ -64,23 +71,26 @@ def _asked(row: Row, groups: Groups) -> bool:
 def _one_hot(
     call: AttentionCall, asked: dict[int, tuple[int, tuple[Columns, ...]]], first: int
 ) -> torch.Tensor:
-    """Values that are 1 on the columns of word `first + i` in channel i of every head."""
+    """Values that are 1 on the columns of word `first + i` in channel i of every head. They are
+    written on the CPU and go to the call's device at once."""
     columns, channels = call.v.shape[1:]
     width = channels // call.heads
-    hot = call.v.new_zeros(len(call.rows), columns, call.heads, width)
+    hot = torch.zeros(len(call.rows), columns, call.heads, width, dtype=call.v.dtype)
     for index, (length, words) in asked.items():
+        text = text_columns(call, index, length, "word maps")
         for channel, word in enumerate(words[first : first + width]):
             for column in word:
-                hot[index, column::length, :, channel] = 1.0
-    return hot.flatten(2)
+                hot[index, column::text, :, channel] = 1.0
+    return hot.flatten(2).to(call.v.device)
 
 
 class MapSum:
     """Maps summed over layers and steps. A layer counts once a step, however often the sampler asks
-    it."""
+    it. values: the one-hot values that its maps are asked with."""
 
     def __init__(self) -> None:
         self.sums: dict[Key, torch.Tensor] = {}
+        self.values: dict[Any, torch.Tensor] = {}
         self._seen: set[tuple[Any, ...]] = set()
 
     def add(self, call: AttentionCall, maps: Mapping[Key, torch.Tensor]) -> None:
@@ -93,10 +103,16 @@ class MapSum:
 
 
 def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of two maps [h, w, columns]. The host repeats a text when another in the same call is
-    longer: repeats are summed until both have as many columns."""
-    columns = math.gcd(a.shape[-1], b.shape[-1])
-    return sum(each.reshape(*each.shape[:2], -1, columns).sum(-2) for each in (a, b))  # type: ignore[return-value]
+    """The sum of two maps [h, w, columns]. A text that is longer at some steps is looked at there
+    in columns of its own."""
+    most = max(a.shape[-1], b.shape[-1])
+    a, b = (
+        each
+        if each.shape[-1] == most
+        else torch.nn.functional.pad(each, (0, most - each.shape[-1]))
+        for each in (a, b)
+    )
+    return a + b
 
 
 class StepMaps:
@@ -104,6 +120,7 @@ class StepMaps:
     the same for every call of the step, however the host splits its calls."""
 
     def __init__(self) -> None:
+        self.values: dict[Any, torch.Tensor] = {}
         self._step = -1
         self._now, self._before = MapSum(), MapSum()
 

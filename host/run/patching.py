@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...core.columns import text_lengths
 from ...core.control import (
     Attend,
     AttentionCall,
@@ -102,12 +103,12 @@ def _controlled(
     call, count = _UnetCall(run, executor.class_obj, options), len(inputs[0])
     read = call.read_rows(count)
     if read is None or control is not None:
-        with call.patched() as options:
+        with call.patched(inputs[2]) as options:
             return executor(*inputs, control, options, **kw)
     chosen = run.index(tuple(read), inputs[0].device)
     part = {key: _rows_of(value, chosen, count) for key, value in kw.items()}
     inputs = tuple(_rows_of(value, chosen, count) for value in inputs)
-    with call.patched(read) as options:
+    with call.patched(inputs[2], read) as options:
         answer = executor(*inputs, control, options, **part)
     return answer.new_zeros(count, *answer.shape[1:]).index_copy_(0, chosen, answer)
 
@@ -135,7 +136,9 @@ class _UnetCall:
         return read if len(read) < len(rows) == count else None
 
     @contextlib.contextmanager
-    def patched(self, read: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    def patched(
+        self, context: torch.Tensor, read: list[int] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """The options with a dispatcher at every site of attention where some controller is at work
         now, and hooks at sites of features, for the length of the call."""
         rows = _rows_of_call(self.run, self.options)
@@ -143,6 +146,7 @@ class _UnetCall:
         replace = dict(self.options.get("patches_replace", {}))
         for slot, kind in _SLOTS.items():
             wanting = [one for one in self.run.states if one[0].wants(kind, self.place)]
+            texts = self._texts(context, read) if wanting and kind == "cross" else {}
             occupants = replace.get(slot, {})
             filled = dict(occupants)
             for key, layer in block_layers(self.unet).items():
@@ -150,7 +154,7 @@ class _UnetCall:
                 if active:
                     previous = occupants.get(key, occupants.get(key[:2]))
                     filled[key] = _Dispatcher(
-                        kind, layer, self.run.latent, active, rows, self.place, previous
+                        kind, layer, self.run.latent, active, rows, self.place, previous, texts
                     )
             if filled:
                 replace[slot] = filled
@@ -162,6 +166,16 @@ class _UnetCall:
                     hook = _FeatureHook(kind, layer, self.run.latent, active, rows, self.place)
                     hooks.callback(module.register_forward_hook(hook).remove)
             yield {**self.options, "patches_replace": replace}
+
+    def _texts(self, context: torch.Tensor, read: list[int] | None) -> dict[int, tuple[int, ...]]:
+        """The lengths of the rows' texts, by the number of columns that they are repeated to. The
+        conditionings of a chunk stay the same in a run, so that each is looked at once."""
+        rows, columns = context.shape[:2]
+        names = tuple(self.options.get("uuids", ()))
+        key = (names, self.run.rows, None if read is None else tuple(read), rows, columns)
+        if key not in self.run.texts:
+            self.run.texts[key] = text_lengths(context)
+        return {columns: self.run.texts[key]}
 
     def _active(
         self, wanting: list[tuple[Controller, Any]], kind: Kind, layer: Layer
@@ -217,6 +231,7 @@ class _Dispatcher:
     rows: tuple[Row, ...]
     place: Place
     previous: Patch | None
+    texts: dict[int, tuple[int, ...]]
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
@@ -257,7 +272,10 @@ class _Dispatcher:
     def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
         height, width = extra["activations_shape"][-2:]
         site = Site(self.kind, self.layer, height, width, self.latent)
-        return AttentionCall(q, k, v, extra["n_heads"], site, self.place, self.rows, fused)
+        texts = self.texts.get(k.shape[1])  # another pack may have added tokens
+        return AttentionCall(
+            q, k, v, extra["n_heads"], site, self.place, self.rows, fused, None, texts
+        )
 
     def _chain(self, attend: Attend) -> Attend:
         for controller, state in reversed(self.active):

@@ -81,7 +81,8 @@ class Run:
 
     states: each controller with its state; rows: of the sampler's batch, or of the part of it that
     is evaluated now (`evaluating`); latent: (height, width); positive: the uuids of conditioned
-    texts; own_steps: the sampler says itself when a step is over; levels: the run's, descending.
+    texts; own_steps: the sampler says itself when a step is over; levels: the run's, descending;
+    texts: the lengths of the texts of the calls so far.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Run:
         self.own_steps = own_steps
         self.unread: frozenset[tuple[int, bool]] = frozenset()
         self.now: Place | None = None
+        self.texts: dict[Any, tuple[int, ...]] = {}
         self._indices: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
 
     def index(self, rows: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -93,6 +93,7 @@ def word_heat(
             "Connect these samples decoded.",
             "Attention Maps",
         )
+    image = image.cpu()  # where the maps are kept; under --gpu-only pictures are not
     size = (image.shape[1], image.shape[2])
     heats = torch.stack([resize(heat, size, "bilinear") for heat in heats])
     pictures = image[..., :3].expand(len(samples), -1, -1, -1).repeat_interleave(len(chosen), 0)
@@ -110,18 +111,17 @@ def _chosen(prompt: Prompt, words: str) -> list[str]:
 
 
 def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor:
-    """[words, h, w] from 0 to 1 of recorded maps [h, w, columns]; repeats of a short text are
-    summed."""
+    """[words, h, w] from 0 to 1 of recorded maps [h, w, columns]. Text that was appended to the
+    prompt has the columns behind it."""
     length = len(prompt.tokens)
-    if maps.shape[-1] % length:
+    if maps.shape[-1] < length:
         raise PivotError(
             "the prompt that was sampled with",
             f"one of {length} columns, where {maps.shape[-1]} were recorded",
             "Give this node the text that was encoded for the sampler.",
             "Attention Maps",
         )
-    folded = maps.unflatten(-1, (-1, length)).sum(-2)
-    heats = torch.stack([folded[..., list(prompt.find(word))].mean(-1) for word in words])
+    heats = torch.stack([maps[..., list(prompt.find(word))].mean(-1) for word in words])
     low, high = heats.amin((1, 2), True), heats.amax((1, 2), True)
     return (heats - low) / (high - low).clamp(min=1e-12)
 

@@ -16,7 +16,8 @@ def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
 
 def comparison(*pictures: torch.Tensor, gap: int = 8) -> torch.Tensor:
     """Pictures [B, H, W, 3] side by side on white, all at the last one's size, centred and cropped
-    alike."""
+    alike. They may lie on different devices: under --gpu-only a loaded picture is on the CPU, a
+    decoded one is not. The comparison is on the last one's."""
     from comfy.utils import common_upscale
 
     height, width = pictures[-1].shape[1:3]
@@ -24,7 +25,11 @@ def comparison(*pictures: torch.Tensor, gap: int = 8) -> torch.Tensor:
     columns = []
     for picture in pictures:
         fitted = common_upscale(
-            picture[..., :3].movedim(-1, 1), width, height, "lanczos", "center"
+            picture[..., :3].to(pictures[-1].device).movedim(-1, 1),
+            width,
+            height,
+            "lanczos",
+            "center",
         ).movedim(1, -1)
         fitted = fitted.expand(batch, -1, -1, -1) if len(fitted) == 1 else fitted[:batch]
         columns += [

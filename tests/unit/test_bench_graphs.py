@@ -50,6 +50,8 @@ def test_methods_are_told_apart() -> None:
         "null_text_fast": "null_text",
         "null_text_reference": "null_text",
         "direct": "direct",
+        "uni": "none",
+        "uni_direct": "direct",
         "fixed_point": "none",
     }
     presets = [

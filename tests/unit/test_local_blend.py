@@ -246,10 +246,21 @@ def test_the_targets_map_is_that_of_the_edit() -> None:
 def test_words_are_found_in_repeated_texts() -> None:
     short = make_call("cross", BATCH, 0, 2, 4, SITE, 6)
     long = short.replace(short.q, short.k.repeat(1, 2, 1), short.v.repeat(1, 2, 1))
+    long = dataclasses.replace(long, texts=(6, 6))
     controller = LocalBlend((BlendWords(6, 6, (1, 2), (3,)),), (2,), 0.6, pool=False)
     assert torch.equal(
         *(mask_of(controller, see(controller, [probed(call)])) for call in (short, long))
     )
+
+
+def test_text_behind_a_prompt_is_nobodys_word() -> None:
+    """Columns that are appended are not those at the same place of the prompt."""
+    call = make_call("cross", BATCH, 0, 2, 4, SITE, 12)
+    state = see(LocalBlend((BlendWords(6, 6, (1, 2), (3,)),), (2,)), [probed(call)]).maps.sums[
+        "target", 0, 0
+    ]
+    wanted = probabilities(call.q, call.k, 2)[1].mean(0)[:, 3].float().unflatten(0, SITE)
+    torch.testing.assert_close(state[..., 0], wanted, rtol=0, atol=1e-6)
 
 
 def test_words_to_keep_alone_let_everything_else_change() -> None:

@@ -86,7 +86,8 @@ def test_a_map_is_the_sum_over_a_words_columns_and_the_mean_over_heads(
     call = probed(make_call("cross", layout, 0, heads, width, (height, 3), 12))
     groups = asked(12, *lists[: layout.targets + 1])
     assert_maps(
-        word_maps(call, groups), maps_by_hand(call, probabilities(call.q, call.k, heads), groups)
+        word_maps(call, groups, {}),
+        maps_by_hand(call, probabilities(call.q, call.k, heads), groups),
     )
 
 
@@ -106,31 +107,59 @@ def test_a_map_is_that_of_the_edit(
         edit = weights * (probs[source] @ mapper + own * probs[target])
         probs[target] = alpha * edit + (1.0 - alpha) * probs[target]
     groups = asked(12, *lists[: layout.targets + 1])
-    found = word_maps(probed(call, PromptToPrompt((one, one))), groups)
+    found = word_maps(probed(call, PromptToPrompt((one, one))), groups, {})
     for key, each in maps_by_hand(call, probs, groups).items():
         torch.testing.assert_close(found[key].double(), each, rtol=1e-5, atol=1e-5)
 
 
+def repeated(lengths: tuple[int, int], columns: int) -> AttentionCall:
+    """A call of [source, target] twice whose texts of these lengths are repeated to `columns`."""
+    call = make_call("cross", heads=2, width=4, columns=columns)
+    texts = lengths * 2
+    long = [
+        torch.stack([row[:n].repeat(columns // n, 1) for row, n in zip(x, texts, strict=True)])
+        for x in (call.k, call.v)
+    ]
+    return dataclasses.replace(call.replace(call.q, *long), texts=texts)
+
+
 @pytest.mark.parametrize("lengths", [(4, 8), (8, 4), (8, 12), (4, 4)])
-def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int]) -> None:
-    """The host repeats texts of unequal length to their common multiple."""
-    call = make_call("cross", heads=2, width=4, columns=math.lcm(*lengths))
+@pytest.mark.parametrize("more", [0, 4])
+def test_repeats_of_a_column_count_as_that_column(lengths: tuple[int, int], more: int) -> None:
+    """The host repeats texts of unequal length to their common multiple. What is appended to a
+    prompt is no repeat: of each text only the prompt's columns are the words'."""
+    texts = lengths[0] + more, lengths[1] + more
+    call = repeated(texts, math.lcm(*texts))
     groups: Asked = {
         ("source", 0): (lengths[0], ((1,), (2, 3))),
         ("target", 0): (lengths[1], ((0, 3), (1,), (2,))),
     }
+    by_text = {key: (texts[index], words) for index, (key, (_, words)) in enumerate(groups.items())}
     probs = probabilities(call.q, call.k, 2)
-    assert_maps(word_maps(probed(call), groups), maps_by_hand(call, probs, groups))
+    assert_maps(word_maps(probed(call), groups, {}), maps_by_hand(call, probs, by_text))
 
 
 def test_equal_repeats_give_the_map_of_the_text_that_was_not_repeated() -> None:
     groups = asked(12, ((1, 2), (3,)), ((4,), (5, 11)))
     short = make_call("cross", columns=12)
     long = short.replace(short.q, short.k.repeat(1, 3, 1), short.v.repeat(1, 3, 1))
+    long = dataclasses.replace(long, texts=(12,) * 4)
     assert_maps(
-        word_maps(probed(long), groups),
-        {k: x.double() for k, x in word_maps(probed(short), groups).items()},
+        word_maps(probed(long), groups, {}),
+        {k: x.double() for k, x in word_maps(probed(short), groups, {}).items()},
     )
+
+
+def test_one_hot_values_are_made_once_for_calls_of_a_kind() -> None:
+    groups, values = asked(12, ((1, 2), (3,)), ((4,), (5, 11))), {}
+    for seed in range(2):
+        call = probed(make_call("cross", seed=seed, columns=12))
+        once = word_maps(call, groups, values)
+        assert_maps(once, {k: x.double() for k, x in word_maps(call, groups, {}).items()})
+        assert len(values) == 1
+    word_maps(probed(make_call("cross", columns=12, dtype=torch.float32)), groups, values)
+    word_maps(probed(make_call("cross", columns=24)), groups, values)
+    assert len(values) == 3
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8])
@@ -138,30 +167,30 @@ def test_more_words_than_a_head_has_channels_are_asked_in_turns(width: int) -> N
     every = tuple((column,) for column in range(7))
     call = probed(make_call("cross", heads=3, width=width, columns=7))
     groups = asked(7, every, every)
-    found = word_maps(call, groups)
+    found = word_maps(call, groups, {})
     assert_maps(found, maps_by_hand(call, probabilities(call.q, call.k, 3), groups))
     assert_exact(found[ONE].double().sum(-1).round(decimals=5), torch.ones(3, 2).double())
 
 
 def test_only_conditioned_rows_with_words_have_maps_and_a_word_without_columns_is_nowhere() -> None:
     call = probed(make_call("cross", Layout("uc", 2)))
-    found = word_maps(call, {("target", 1): (77, ((), (1,))), ("source", 0): (77, ())})
+    found = word_maps(call, {("target", 1): (77, ((), (1,))), ("source", 0): (77, ())}, {})
     assert list(found) == [("target", 1, 0)]
     assert (
         found["target", 1, 0][..., 0].abs().max() == 0 and found["target", 1, 0][..., 1].min() > 0
     )
-    assert word_maps(call, {}) == {}
-    assert word_maps(probed(make_call("cross", Layout("u"))), asked(77, ((1,),), ((1,),))) == {}
+    assert word_maps(call, {}, {}) == {}
+    assert word_maps(probed(make_call("cross", Layout("u"))), asked(77, ((1,),), ((1,),)), {}) == {}
 
 
 def test_there_are_no_maps_within_a_probe() -> None:
-    assert word_maps(make_call("cross"), asked(77, ((1,),), ((1,),))) == {}
+    assert word_maps(make_call("cross"), asked(77, ((1,),), ((1,),)), {}) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_maps_in_half_precision_are_those_of_its_numbers(dtype: torch.dtype) -> None:
     call, groups = make_call("cross", dtype=dtype), asked(77, ((1, 2),), ((3, 4, 5),))
-    found = word_maps(probed(call), groups)
+    found = word_maps(probed(call), groups, {})
     for key, each in maps_by_hand(call, probabilities(call.q, call.k, 2), groups).items():
         assert found[key].dtype == torch.float32
         torch.testing.assert_close(found[key].double(), each, rtol=0.02, atol=0.001)
@@ -173,7 +202,7 @@ def test_nothing_larger_than_q_or_v_is_made(columns: int, width: int) -> None:
     call = make_call("cross", heads=8, width=width, queries=(16, 16), columns=columns)
     call = dataclasses.replace(call, probe=lambda values: torch.zeros_like(call.q))
     with Sizes() as sizes:
-        word_maps(call, asked(columns, ((1,), (2, 3)), ((4,), (5,))))
+        word_maps(call, asked(columns, ((1,), (2, 3)), ((4,), (5,))), {})
     assert sizes.made and max(sizes.made) <= max(call.q.numel(), call.v.numel())
 
 
@@ -216,11 +245,12 @@ def test_adding_leaves_the_maps_that_were_added() -> None:
     assert torch.equal(first[ONE], torch.ones(2, 2, 1))
 
 
-def test_maps_of_another_number_of_repeats_are_folded_together() -> None:
+def test_columns_that_a_text_has_only_at_some_steps_are_columns_of_their_own() -> None:
     total, short, long = MapSum(), torch.rand(2, 2, 4), torch.rand(2, 2, 12)
     for step, maps in enumerate((short, long, short)):
         total.add(at(step), {ONE: maps})
-    torch.testing.assert_close(total.sums[ONE], 2 * short + long.unflatten(-1, (3, 4)).sum(-2))
+    torch.testing.assert_close(total.sums[ONE][..., :4], 2 * short + long[..., :4])
+    assert torch.equal(total.sums[ONE][..., 4:], long[..., 4:])
 
 
 def test_the_finished_step_is_the_one_before() -> None:
@@ -331,6 +361,18 @@ def test_recording_sums_the_maps_of_every_column_over_steps_and_layers_of_one_sc
         )
 
 
+def test_repeats_are_recorded_as_the_text_that_they_repeat() -> None:
+    controller, samples = AttentionMaps((4,)), noise(0, 2, 4, 6, 4)
+    call = repeated((9, 18), 18)
+    call = dataclasses.replace(call, site=dataclasses.replace(call.site, layer=RECORDED))
+    recorded(controller, [call], call.rows[:2], samples)
+    maps = [controller.results.get(sample) for sample in samples]
+    probs = probabilities(call.q, call.k, 2)[2:].mean(1).unflatten(1, (3, 2)).float()
+    folded = probs[0].unflatten(-1, (2, 9)).sum(-2)
+    torch.testing.assert_close(maps[0], folded, rtol=0, atol=1e-6)
+    torch.testing.assert_close(maps[1], probs[1], rtol=0, atol=1e-6)
+
+
 def test_recording_needs_no_source_and_only_its_window_of_cross_attention() -> None:
     controller = AttentionMaps((4,), 0.2, 0.5)
     assert not controller.needs_source
@@ -355,10 +397,11 @@ def test_recordings_of_two_runs_do_not_mix_and_a_run_without_maps_leaves_nothing
 
 def test_of_several_conditioned_chunks_the_first_counts() -> None:
     call = probed(make_call("cross", Layout("cuc"), columns=12))
-    found = word_maps(call, {("source", 0): (12, ((1,),)), ("target", 0): (12, ((1,), (2,)))})
+    found = word_maps(call, {("source", 0): (12, ((1,),)), ("target", 0): (12, ((1,), (2,)))}, {})
     first = word_maps(
         probed(dataclasses.replace(call, rows=call.rows[:2] + (Row("target", False),) * 4)),
         asked(12, ((1,),), ((1,), (2,))),
+        {},
     )
     assert found["target", 0, 0].shape[-1] == 2
     assert torch.equal(found["target", 0, 0], first["target", 0, 0])
@@ -368,7 +411,7 @@ def test_a_time_range_may_end_between_two_steps() -> None:
     total = MapSum()
     for step, chunks in ((0, "cc"), (1, "c")):
         call = probed(make_call("cross", Layout(chunks), columns=12, place=Place(step, 50, 1.0)))
-        total.add(call, word_maps(call, asked(12, ((1,), (2,)), ((1,), ()))))
+        total.add(call, word_maps(call, asked(12, ((1,), (2,)), ((1,), ())), {}))
     assert total.sums[ONE].shape[-1] == 2
 
 

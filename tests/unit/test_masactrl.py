@@ -28,7 +28,7 @@ from reference import attention, few, join_heads, noise, probabilities, split_he
 from pivot_edit.attention.masactrl import AutoMask, MasaCtrl, decoder_layers
 from pivot_edit.core.control import AttentionCall, Place, Row
 from pivot_edit.core.layers import Layer
-from pivot_edit.core.maps import Groups, MapSum, StepMaps
+from pivot_edit.core.maps import Groups, MapSum, key_of
 
 HERE = frozenset([DEEP])
 LATE = Place(step=20, steps=50, sigma=1.0)
@@ -217,7 +217,7 @@ def test_without_layers_or_outside_the_window_the_very_same_call_is_handed_on(
 )
 def test_rows_without_a_source_are_left_alone(rows: tuple[Row, ...]) -> None:
     call, attend = dataclasses.replace(self_call(), rows=rows), Attend()
-    MasaCtrl(HERE)(call, attend, StepMaps())
+    MasaCtrl(HERE)(call, attend, MasaCtrl(HERE).begin())
     assert attend.calls == [call] and attend.calls[0] is call
 
 
@@ -442,8 +442,7 @@ def test_a_given_mask_goes_before_one_from_words() -> None:
     controller = MasaCtrl(HERE, source_mask=mask, auto=auto)
     state = controller.begin()
     controller(cross_call(TWO, step=LATE.step - 1), plain, state)
-    own = auto.mask(state.finished(LATE.step), TWO.rows[3])
-    assert own is not None
+    own = auto.masks(state.maps.finished(LATE.step))["target", 0, 0]
     masks = {0: (mask.flatten().bool(), own.flatten().bool())}
     assert_exact(controller(self_call(), Attend(), state), mutual(self_call(), TWO, False, masks))
 
@@ -476,16 +475,16 @@ def test_maps_are_normalised_from_their_least_to_their_greatest(
 ) -> None:
     state, row = MapSum(), Row("target", True, 0, 1, 2)
     state.sums["target", 1, 2] = torch.tensor(maps)[..., None]
-    found = AutoMask({}, (2,), threshold).mask(state, row)
-    assert found is not None and found.tolist() == mask
-    assert AutoMask({}, (2,)).mask(state, Row("target", True, 0, 1, 0)) is None
+    found = AutoMask({}, (2,), threshold).masks(state)
+    assert list(found) == [key_of(row)] and found["target", 1, 2].tolist() == mask
+    assert AutoMask({}, (2,)).masks(MapSum()) == {}
 
 
 def test_several_words_are_summed_before_they_are_normalised() -> None:
     state = MapSum()
     state.sums["source", 0, 0] = torch.tensor([[[1.0, 0.0], [0.0, 4.0]], [[2.0, 0.0], [1.0, 3.0]]])
-    found = AutoMask({}, (2,), 0.3).mask(state, Row("source", True))
-    assert found is not None and found.tolist() == [[0, 1], [1, 1]]
+    found = AutoMask({}, (2,), 0.3).masks(state)
+    assert found["source", 0, 0].tolist() == [[0, 1], [1, 1]]
 
 
 def test_unconditioned_rows_take_the_masks_of_the_conditioned_ones() -> None:

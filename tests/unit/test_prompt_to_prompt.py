@@ -185,52 +185,92 @@ def test_real_prompts_edit_as_the_paper_writes_it(mode: str) -> None:
     assert_exact(PromptToPrompt((words,))(call, Attend(), {}), times_v(maps, call.v, call.heads))
 
 
+def appended(
+    one: Alignment, lengths: tuple[int, int], place: Place, maps: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The edit of maps (of source, of target) of texts that go on behind their prompts: appended
+    columns read those appended at the same place, new ones themselves; what only the source goes
+    on with is read at its own place."""
+    theirs, mine = maps
+    old, new = lengths
+    more = mine.shape[-1] - new
+    edited = mine.clone()
+    edited[..., :new] = edited_map(one, theirs[..., :old], mine[..., :new], (0.0, 0.8), place)
+    for column in range(old, theirs.shape[-1]):
+        if column - old < more:
+            edited[..., new + column - old] = theirs[..., column]
+        else:
+            weight = alphas(one, (0.0, 0.8), place) * (1 if one.weights is None else one.weights)
+            there = column % mine.shape[-1]
+            edited[..., there] += theirs[..., column] * (weight[there] if there < new else 1.0)
+    return edited
+
+
 @few
 @given(
     layouts,
-    st.sampled_from([(77, 154), (154, 77), (154, 231), (77, 77)]),
+    st.sampled_from([(6, 12), (12, 6), (12, 18), (6, 6)]),
+    st.sampled_from([(0, 0), (6, 6), (12, 12), (6, 0), (0, 6), (12, 6), (6, 12)]),
+    st.booleans(),
     st.integers(0, 99),
     st.data(),
 )
-def test_repeated_contexts_edit_as_if_they_were_not_repeated(
-    layout: Layout, lengths: tuple[int, int], seed: int, data: st.DataObject
+def test_texts_of_any_length_edit_as_if_they_were_not_repeated(
+    layout: Layout,
+    lengths: tuple[int, int],
+    more: tuple[int, int],
+    again: bool,
+    seed: int,
+    data: st.DataObject,
 ) -> None:
-    """The host repeats contexts of unequal length to their common multiple before the UNet sees
-    them."""
+    """The host repeats texts of unequal length to their common multiple before the UNet sees
+    them, and what is appended to a prompt is no repeat of it."""
     old, new = lengths
     words = data.draw(st.tuples(alignments(old, new), alignments(old, new), alignments(old, new)))
-    short = make_call("cross", layout, seed, columns=max(lengths))
-    columns = math.lcm(old, new)
-    long_k, long_v = (
-        torch.zeros(len(layout.rows), columns, short.k.shape[2]).double() for _ in "kv"
-    )
+    text = {"source": old + more[0], "target": new + more[1]}
+    short = make_call("cross", layout, seed, columns=max(text.values()))
+    columns = math.lcm(*text.values()) * (2 if again else 1)
     expected = torch.empty_like(short.q)
-    text = {"source": old, "target": new}
     keys = [short.k[i, : text[row.branch]] for i, row in enumerate(layout.rows)]
     values = [short.v[i, : text[row.branch]] for i, row in enumerate(layout.rows)]
+    long = [torch.stack([x.repeat(columns // len(x), 1) for x in each]) for each in (keys, values)]
     for i in range(len(layout.rows)):
-        long_k[i], long_v[i] = (x.repeat(columns // len(x), 1) for x in (keys[i], values[i]))
         expected[i] = attention(short.q[i][None], keys[i][None], values[i][None], 2)[0]
     for target, source in layout.edited:
-        theirs = probabilities(short.q[source][None], keys[source][None], 2)
-        mine = probabilities(short.q[target][None], keys[target][None], 2)
-        maps = edited_map(words[layout.rows[target].target], theirs, mine, (0.0, 0.8), OPEN)
-        expected[target] = times_v(maps, values[target][None], 2)[0]
-    assert_exact(
-        PromptToPrompt(words)(short.replace(short.q, long_k, long_v), Attend(), {}), expected
+        maps = [probabilities(short.q[i][None], keys[i][None], 2) for i in (source, target)]
+        edit = appended(words[layout.rows[target].target], lengths, OPEN, maps)
+        expected[target] = times_v(edit, values[target][None], 2)[0]
+    call = dataclasses.replace(
+        short.replace(short.q, *long), texts=tuple(text[row.branch] for row in layout.rows)
     )
+    assert_exact(PromptToPrompt(words)(call, Attend(), {}), expected)
 
 
-@pytest.mark.parametrize(
-    ("columns", "lengths"), [(78, (77, 77)), (77, (77, 154)), (77, (154, 77)), (154, (77, 231))]
-)
-def test_a_context_that_is_no_multiple_of_the_prompts_is_refused(
-    columns: int, lengths: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize("mode", ["replace", "refine", "reweight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_equal_texts_that_go_on_give_the_source_bit_for_bit(mode: str, dtype: torch.dtype) -> None:
+    words = PromptPair(prompt("a red cat"), prompt("a red cat")).align(mode)
+    call = make_call("cross", columns=154, dtype=dtype)
+    call = call.replace(call.q[[0, 1, 2, 2]], call.k[[0, 1, 2, 2]], call.v[[0, 1, 2, 2]])
+    out = PromptToPrompt((words,))(call, Attend(), {})
+    assert torch.equal(out[3], out[2]) and torch.equal(out[2], plain(call)[2])
+
+
+def test_what_is_appended_is_edited_in_the_common_window() -> None:
+    """Words have windows of their own; outside of the common one appended text is the target's."""
+    words = dataclasses.replace(alignment(6, kept=0.0), windows=((tuple(range(6)), (0.0, 1.0)),))
+    call = make_call("cross", Layout("c"), columns=9)
+    maps = probabilities(call.q, call.k, 2)
+    edited = maps[1].clone()
+    edited[..., :6] = maps[0][..., :6] @ words.mapper.double()
+    out = PromptToPrompt((words,), (0.5, 1.0))(call, Attend(), {})
+    assert_exact(out[1], times_v(edited[None], call.v[1:], 2)[0])
+
+
+@pytest.mark.parametrize(("columns", "lengths"), [(77, (77, 154)), (77, (154, 77))])
+def test_a_text_shorter_than_its_prompt_is_refused(columns: int, lengths: tuple[int, int]) -> None:
     words = Alignment(torch.zeros(lengths), torch.zeros(lengths[1]), "", "")
-    with pytest.raises(
-        PivotError, match=f"of {lengths[0]} and {lengths[1]} tokens, but got {columns}"
-    ):
+    with pytest.raises(PivotError, match=f"the {max(lengths)} columns .*, but got {columns}"):
         PromptToPrompt((words,))(make_call("cross", columns=columns), Attend(), {})
 
 
