@@ -85,7 +85,7 @@ Attend = Callable[[AttentionCall], torch.Tensor]
 class Controller(abc.ABC):
     """A frozen set of options that edits or reads attention calls.
 
-    Controllers chain: the first of a list sees the call first, and `attend` runs the rest of the
+    Controllers chain: the first of a chain sees the call first, and `attend` runs the rest of the
     chain, then other packs' patches, then the host's attention. What a controller remembers during
     a run is in the `state` that `begin` made for that run; it is dropped with the run.
     """
@@ -96,6 +96,8 @@ class Controller(abc.ABC):
     """Whether it edits targets by their source, and so cannot run where there is no source."""
     sets_latents: ClassVar[bool] = False
     """Whether `after_step` does anything."""
+    rank: ClassVar[int] = 1
+    """Controllers of a lower rank see a call first, in whatever order their nodes stand."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
         """Itself: options never change, and ComfyUI copies everything in a model at every clone."""
@@ -137,6 +139,11 @@ class Controller(abc.ABC):
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: Any) -> None:
         """The run is over and gave `samples` [rows, C, H, W]: keep what is to be shown of it."""
         return None
+
+
+def in_order(controllers: tuple[Controller, ...]) -> tuple[Controller, ...]:
+    """A chain by rank, so that the order of control nodes does not matter; equals keep theirs."""
+    return tuple(sorted(controllers, key=lambda controller: controller.rank))
 
 
 def cond_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:

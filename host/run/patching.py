@@ -23,6 +23,7 @@ from ...core.control import (
     Place,
     Row,
     Site,
+    in_order,
 )
 from ...core.errors import PivotError
 from ...core.layers import Layer
@@ -49,7 +50,7 @@ def add_controller(model: Any, controller: Controller) -> Any:
 
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
-    options[CONTROLLERS] = (*options.get(CONTROLLERS, ()), controller)
+    options[CONTROLLERS] = in_order((*options.get(CONTROLLERS, ()), controller))
     if not clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_run)
         clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, around_prediction)

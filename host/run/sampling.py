@@ -31,6 +31,7 @@ from ..model.checks import (
     trained_sigmas,
 )
 from ..text.prompts import Conditioning, prompt_of
+from .neighbours import check_inversion_model
 from .runs import controllers_of, run_of
 
 Show = Callable[[int, torch.Tensor, torch.Tensor, int], object]
@@ -216,6 +217,7 @@ def run_inversion(
     where = "DDIM Inversion"
     check_unet(model, where)
     check_uncontrolled(model, where)
+    check_inversion_model(model, where)
     _check_guided(negative, cfg, where)
     samples = check_latent(latent, model, where)
     sigmas = check_levels(level_table(trained_sigmas(model), steps, end), where)
