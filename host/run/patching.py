@@ -28,6 +28,7 @@ from ...core.control import (
 from ...core.errors import PivotError
 from ...core.layers import Layer
 from ..model.layers import block_layers
+from .neighbours import check_neighbours, check_rows
 from .runs import (
     CONTROLLERS,
     Run,
@@ -83,7 +84,7 @@ def _around_unet(
 
 def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """The options with a dispatcher at every site where some controller is at work now."""
-    _check_merging(options)
+    check_neighbours(options)
     rows = _rows_of_call(run, options)
     place = place_of(float(options["sigmas"][0]), options["sample_sigmas"])
     replace = dict(options.get("patches_replace", {}))
@@ -99,18 +100,6 @@ def _patched(run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> dict[s
         if filled:
             replace[slot] = filled
     return {**options, "patches_replace": replace}
-
-
-def _check_merging(options: dict[str, Any]) -> None:
-    """Refuse token merging by name, also where it happens to leave our sites alone."""
-    for patch in options.get("patches", {}).get("attn1_patch", ()):
-        if getattr(patch, "__qualname__", "").startswith("TomePatchModel."):
-            raise PivotError(
-                "every token in self-attention",
-                "token merging (Tome Patch Model)",
-                "Remove it from this model; it costs the edit its exactness.",
-                "attention control",
-            )
 
 
 def _rows_of_call(run: Run, options: dict[str, Any]) -> tuple[Row, ...]:
@@ -144,6 +133,7 @@ class _Dispatcher:
     ) -> torch.Tensor:
         height, width = extra["activations_shape"][-2:]
         self._check(q, height * width)
+        check_rows(q, k, v, f"{self.kind}-attention {self.layer.name}")
 
         def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return _host_attention(q, k, v, extra)

@@ -17,6 +17,7 @@ import torch
 from ...core.control import Controller, Place, Row
 from ...core.errors import PivotError
 from ..text.conditioning import MARK
+from .neighbours import check_neighbours
 
 RUN = "pivot_run"
 CONTROLLERS = "pivot_controllers"
@@ -82,6 +83,7 @@ def around_run(
     """The wrapper around a whole run."""
     guider = executor.class_obj
     controllers = controllers_of(guider.model_options)
+    check_neighbours(guider.model_options["transformer_options"], guider.model_options)
     announced = getattr(guider, "batch_rows", None)
     rows = announced() if announced else _plain_rows(guider, controllers, len(noise))
     if not announced and any(row.source is not None for row in rows):
