@@ -22,6 +22,7 @@ from .prompts import (
 MARK = "pivot_rows"
 """In a conditioning's options: it holds so many prompts as rows, a source and its targets."""
 
+
 def rows_in(conditioning: Conditioning) -> int:
     """How many prompts a CONDITIONING holds as rows: those of its longest text."""
     return max((len(text) for text, _ in conditioning), default=1)

@@ -25,9 +25,9 @@ def read_by_host(key: str) -> bool:
     """Whether the host's code names an option anywhere between a conditioning and the UNet.
 
     A list of the keys that matter would go out of date with the next host. What the host reads it
-    must name: as a string (`cond.get("area")`) or as a parameter (`extra_conds(width=...)`). A name
-    that happens to be there for another reason is read in vain, which only refuses as strictly as
-    if it were read.
+    must name: as a string (`cond.get("area")`) or as a parameter of a model's function
+    (`extra_conds(width=...)`). A name that is there for another reason counts too, which refuses a
+    note without need, but drops nothing that matters.
     """
     return key in _names()
 
@@ -40,7 +40,7 @@ def _names() -> frozenset[str]:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.add(node.value)
-            elif isinstance(node, ast.arg):
+            elif isinstance(node, ast.arg) and module == "model_base":
                 named.add(node.arg)
     return frozenset(named)
 

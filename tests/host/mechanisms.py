@@ -34,6 +34,10 @@ class Keyframe:
         self.start_percent, self.strength = start_percent, strength
         self.start_t = 999.0
 
+    def clone(self) -> Keyframe:
+        """The same settings for another control."""
+        return Keyframe(self.start_percent, self.strength)
+
 
 class ReferencePatch:
     """What carries a control to the attention of the model; the control of this run is in it."""
@@ -74,6 +78,11 @@ class Reference(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.sigma = t
         previous = self.previous_controlnet
         return None if previous is None else previous.get_control(x, t, cond, batched, *args)
+
+    def cleanup(self) -> None:
+        """Runs after the last step."""
+        super().cleanup()
+        self.hint_now = None
 
     def copy(self) -> Reference:
         """The same settings for another conditioning."""
