@@ -108,13 +108,18 @@ def _same_object(a: Any, b: Any, compared: _Compared) -> bool:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """An object's settings: the fields that its copy has, for a copy starts without runtime state.
+    """An object's settings, without what a run leaves in it: the fields that its copy has, or,
+    without one, those that its class is called with.
 
     The host's Apply ControlNet copies the control for every conditioning, so that every class of
-    controls knows how. A copy leaves out which control comes before it.
+    controls knows how. A copy starts without runtime state, and without what comes before it.
     """
     copy = getattr(value, "copy", None) or getattr(value, "clone", None)
-    fields = dict(getattr(copy() if copy else value, "__dict__", {}))
+    if copy is None:
+        fields = dict(getattr(value, "__dict__", {}))
+        given = inspect.signature(type(value)).parameters if fields else {}
+        return {name: fields[name] for name in fields if name in given} or fields
+    fields = dict(getattr(copy(), "__dict__", {}))
     if hasattr(value, "previous_controlnet"):
         fields["previous_controlnet"] = value.previous_controlnet
     return fields

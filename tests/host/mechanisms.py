@@ -34,10 +34,6 @@ class Keyframe:
         self.start_percent, self.strength = start_percent, strength
         self.start_t = 999.0
 
-    def clone(self) -> Keyframe:
-        """The same settings for another control."""
-        return Keyframe(self.start_percent, self.strength)
-
 
 class ReferencePatch:
     """What carries a control to the attention of the model; the control of this run is in it."""
