@@ -10,14 +10,11 @@ from __future__ import annotations
 import ast
 import enum
 import functools
-import importlib
 import inspect
 from typing import Any
 
 import torch
 
-_READERS = ("samplers", "sampler_helpers", "model_base", "hooks", "context_windows")
-"""The host's modules that a conditioning's options pass through on their way to the model."""
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, type)
 
 
@@ -34,13 +31,26 @@ def read_by_host(key: str) -> bool:
 
 @functools.cache
 def _names() -> frozenset[str]:
+    """What is named in the modules that options pass through on their way to the UNet."""
+    import comfy.context_windows
+    import comfy.hooks
+    import comfy.model_base
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    models = comfy.model_base
     named: set[str] = set()
-    for module in _READERS:
-        source = inspect.getsource(importlib.import_module(f"comfy.{module}"))
-        for node in ast.walk(ast.parse(source)):
+    for module in (
+        models,
+        comfy.samplers,
+        comfy.sampler_helpers,
+        comfy.hooks,
+        comfy.context_windows,
+    ):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.add(node.value)
-            elif isinstance(node, ast.arg) and module == "model_base":
+            elif isinstance(node, ast.arg) and module is models:
                 named.add(node.arg)
     return frozenset(named)
 
