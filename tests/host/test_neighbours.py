@@ -16,9 +16,12 @@ import mechanisms
 import nodes
 import other_packs
 import unets
+from pivot_edit.attention import MasaCtrl
 from pivot_edit.core.errors import PivotError
 from pivot_edit.host.model.checks import conditioning_fingerprint, fingerprint
+from pivot_edit.host.model.layers import layers_of
 from pivot_edit.host.run.neighbours import check_neighbours, check_rows
+from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.tasks.masks import _recorded
 from pivot_edit.host.text.conditioning import join_rows, stack_rows
@@ -419,7 +422,8 @@ for given in OPTIONS["masks"].values():
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_order_of_p2p_and_masactrl_does_not_matter(model, texts, pivot, options) -> None:
-    """Although union and masks compute rows of their own: P2P's self window comes first."""
+    """Although union and masks compute rows of their own, here in every layer: P2P's self window
+    comes first, and has its effect."""
 
     def ours(*controls: Callable[[Any], Any]) -> torch.Tensor:
         edited = model
@@ -427,8 +431,12 @@ def test_the_order_of_p2p_and_masactrl_does_not_matter(model, texts, pivot, opti
             edited = control(edited)
         return run(edited, pivot, texts)[0]
 
-    wide = {"start": 0.0, **OPTIONS[options]}
-    controls = [lambda m: p2p(m, self_limit=1.0), lambda m: masa(m, **wide), blend]
+    wide, everywhere = {"start": 0.0, **OPTIONS[options]}, frozenset(layers_of(model))
+    controls = [
+        lambda m: p2p(m, self_limit=1.0),
+        lambda m: add_controller(m, MasaCtrl(everywhere, **wide)),
+        blend,
+    ]
     first, *others = [ours(*order) for order in itertools.permutations(controls)]
     assert all(torch.equal(first, other) for other in others)
     without = [ours(*controls[:1], blend), ours(*controls[1:])]
