@@ -148,12 +148,20 @@ class LocalBlend(Controller):
         self, row: Row, source: Row, size: tuple[int, int], maps: MapSum
     ) -> torch.Tensor:
         theirs, own = maps.sums.get(key_of(source)), maps.sums.get(key_of(row))
-        if theirs is None or own is None or row.target >= len(self.words):
+        if row.target >= len(self.words):
             raise PivotError(
-                "word maps of the source and of every target",
-                "none",
-                "Connect the words that belong to these target prompts, and remove patches that "
-                "replace the UNet.",
+                f"words for {row.target + 1} target prompts",
+                f"{len(self.words)}",
+                "Connect the words that belong to these target prompts.",
+                self.title,
+            )
+        if theirs is None or own is None:
+            raise PivotError(
+                "word maps of the whole picture, for the source and every target",
+                "none: prompts with an area or mask bounds see a part of it, or a patch replaces "
+                "the UNet",
+                "Remove the area from the conditioning and limit the edit by a mask at Local "
+                "Blend, or remove the patch.",
                 self.title,
             )
         words, first = self.words[row.target], 2 * row.target

@@ -72,6 +72,9 @@ class PromptToPrompt(Controller):
     """
 
     title: ClassVar[str] = "P2P Attention Controller"
+    rank: ClassVar[int] = 0
+    """Before MasaCtrl, whose union and masks compute rows of their own from the queries and keys
+    that reach them: behind it, the self window would be without effect there."""
     alignments: tuple[Alignment, ...]
     cross: tuple[float, float] = (0.0, 0.8)
     self_: tuple[float, float] = (0.0, 0.4)

@@ -135,6 +135,8 @@ class Controller(abc.ABC):
     """Whether samplers that add noise of their own to every row would part target and source."""
     sets_latents: ClassVar[bool] = False
     """Whether `after_step` does anything."""
+    rank: ClassVar[int] = 1
+    """Controllers of a lower rank see a call first, in whatever order their nodes stand."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
         """Itself: options never change, and ComfyUI copies everything in a model at every clone."""
@@ -181,6 +183,11 @@ class Controller(abc.ABC):
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: Any) -> None:
         """The run is over and gave `samples` [rows, C, H, W]: keep what is to be shown of it."""
         return None
+
+
+def in_order(controllers: tuple[Controller, ...]) -> tuple[Controller, ...]:
+    """A chain by rank, so that the order of control nodes does not matter; equals keep theirs."""
+    return tuple(sorted(controllers, key=lambda controller: controller.rank))
 
 
 def cond_pairs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:

@@ -46,10 +46,12 @@ def legacy_l1(delta: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 OPERATORS: dict[str, Operator] = {
     "soft": soft,
     "hard": hard,
-    "legacy_l0": soft,
     "legacy_l1": legacy_l1,
 }
-"""The reference calls `l0` what is the proximal operator of L1."""
+ALIASES = {"legacy_l0": "soft"}
+"""The reference calls `l0` what is the proximal operator of L1; graphs may go on saying so."""
+OPERATOR_NAMES = ("soft", "hard", "legacy_l0", "legacy_l1")
+"""Every name of an operator, in the order of the nodes' choice, which graphs hold by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Proximal(Guidance):
     """Guidance only by what differs enough between the prompts, and a pull to the source where
     nothing does.
 
-    operator: one of OPERATORS. The threshold is the quantile `quantile` of |delta|, where 0 is
+    operator: one of OPERATOR_NAMES. The threshold is the quantile `quantile` of |delta|, where 0 is
     none; or `threshold`, in units of eps, where that is not 0.
     population: `target`: every target row has a quantile of its own, and only targets are
         thresholded; `legacy`: one quantile over source and targets of a picture, all thresholded;
@@ -87,7 +89,7 @@ class Proximal(Guidance):
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("operator", self.operator, tuple(OPERATORS)),
+            ("operator", self.operator, OPERATOR_NAMES),
             ("population", self.population, POPULATIONS),
         ):
             if value not in known:
@@ -110,7 +112,7 @@ class Proximal(Guidance):
         if not window_open(self.window, place, place.steps):
             return Guided(delta)
         threshold = self._threshold(delta, batch)
-        kept = OPERATORS[self.operator](delta, threshold)
+        kept = OPERATORS[ALIASES.get(self.operator, self.operator)](delta, threshold)
         edit = (kept.abs() > threshold).to(delta)
         if self.population == "target":
             kept = torch.cat([delta[:batch], kept[batch:]])

@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..guidance import Proximal
-from ..guidance.proximal import OPERATORS, POPULATIONS
+from ..guidance.proximal import OPERATOR_NAMES, POPULATIONS
 from ..host.tasks.editing import edit_guider
 from ..host.tasks.guidance import (
     CUSTOM,
@@ -32,7 +32,7 @@ def threshold_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "operator",
-            options=[PLAIN, *OPERATORS],
+            options=[PLAIN, *OPERATOR_NAMES],
             default=Proximal.operator,
             tooltip="What becomes of differences between the prompts' predictions. cfg: all "
             "guide; soft: shrunk by "

@@ -67,7 +67,7 @@ def trained_sigmas(model: Any) -> torch.Tensor:
 
 def fingerprint(model: Any) -> str:
     """A short hash of a model's architecture, prediction type, sampled weights and weight patches
-    (LoRA).
+    (LoRA), patched into the weights or run beside them.
 
     The same for the same checkpoint in every session; other for another checkpoint, LoRA or LoRA
     strength.
@@ -84,18 +84,71 @@ def fingerprint(model: Any) -> str:
     for name in sorted(model.patches, key=str):
         for strength, patch, *_ in model.patches[name]:
             _update(digest, f"{name}{strength}", _first_tensor(patch))
+    _add_bypasses(digest, model)
     return digest.hexdigest()[:16]
 
 
+def _add_bypasses(digest: Any, model: Any) -> None:
+    """What works beside the weights: injections, such as a bypass LoRA, and replaced parts of the
+    UNet. A model without adds nothing, so that its saved inversions stay its own."""
+    for key in sorted(getattr(model, "injections", {})):
+        for injection in model.injections[key]:
+            digest.update(f"{key}{_called(injection.inject)}".encode())
+            for name, adapter, strength in _adapters(injection.inject):
+                digest.update(f"{name}{type(adapter).__name__}{strength}".encode())
+                _add_signs(digest, adapter.weights)
+    for name in sorted(model.object_patches):
+        part = model.object_patches[name]
+        if name.startswith("diffusion_model.") and _called(part) != "OptimizedModule":
+            digest.update(f"{name}{_called(part)}".encode())
+
+
+def _called(part: Any) -> str:
+    """The name of a function or of an object's class; a compiled module's is OptimizedModule."""
+    return str(getattr(part, "__qualname__", type(part).__name__))
+
+
+def _adapters(inject: Any) -> list[tuple[str, Any, float]]:
+    """(weight, adapter, strength) of a bypass LoRA: the host's injection holds their manager in its
+    closure. Other packs' injections have none."""
+    cells = [cell.cell_contents for cell in getattr(inject, "__closure__", None) or ()]
+    found = [cell.adapters for cell in cells if isinstance(getattr(cell, "adapters", None), dict)]
+    return [(name, *by_name[name]) for by_name in found for name in sorted(by_name)]
+
+
+def _add_signs(digest: Any, weights: Any) -> None:
+    """Shapes, numbers and the signs of sampled values of an adapter's weights. The host casts them
+    in place to the model's precision when they first run, which leaves signs alone."""
+    for part in weights if isinstance(weights, (tuple, list)) else ():
+        if isinstance(part, torch.Tensor):
+            flat = part.detach().reshape(-1)
+            sampled = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
+            digest.update(str(list(part.shape)).encode())
+            digest.update(torch.signbit(sampled.float()).cpu().numpy().tobytes())
+        elif isinstance(part, (int, float)):
+            digest.update(str(float(part)).encode())
+
+
 def conditioning_fingerprint(conditioning: Any) -> str:
-    """A short hash of a CONDITIONING's text embeddings, pooled vectors and size conditioning."""
+    """A short hash of a CONDITIONING's text embeddings, pooled vectors, size conditioning and
+    hooks (LoRA of this prompt alone)."""
     digest = hashlib.sha256()
     for text, options in conditioning:
         for tensor in (text, options.get("pooled_output")):
             if tensor is not None:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         digest.update(str([options[name] for name in _SIZES if name in options]).encode())
+        for hook in getattr(options.get("hooks"), "hooks", ()):
+            _add_hook(digest, hook)
     return digest.hexdigest()[:16]
+
+
+def _add_hook(digest: Any, hook: Any) -> None:
+    """The kind of a hook, and the strength and weights of a LoRA's."""
+    digest.update(f"{type(hook).__name__}{getattr(hook, '_strength_model', '')}".encode())
+    weights = getattr(hook, "weights", None) or {}
+    for name in sorted(weights, key=str):
+        _update(digest, str(name), _first_tensor(weights[name]))
 
 
 def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:

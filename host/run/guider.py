@@ -21,6 +21,7 @@ from ..model.checks import check_same_model, check_same_source, check_unet
 from ..text.conditioning import one_per_row, rows_in, stack_rows
 from ..text.prompts import Conditioning
 from ..text.unconds import WHERE, Unconds
+from .neighbours import check_edit_model
 from .patching import watched
 from .replay import ReplaySampler, StockEuler, is_stock_euler
 from .runs import RUN, RowsGuider, Run, controllers_of, run_of, sampler_name
@@ -84,6 +85,7 @@ class EditGuider(RowsGuider):
         guidance: Guidance | None = None,
     ) -> None:
         check_unet(model, WHERE)
+        check_edit_model(model, WHERE)
         check_same_model(model, trajectory, WHERE)
         check_same_source(source, trajectory, WHERE)
         super().__init__(watched(model))

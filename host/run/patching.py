@@ -27,10 +27,12 @@ from ...core.control import (
     Proceed,
     Row,
     Site,
+    in_order,
 )
 from ...core.errors import PivotError
 from ...core.layers import Layer
 from ..model.layers import block_layers, feature_sites
+from .neighbours import check_neighbours, check_rows
 from .runs import (
     CONTROLLERS,
     Run,
@@ -49,7 +51,7 @@ def add_controller(model: Any, controller: Controller) -> Any:
     it was."""
     clone = watched(model)
     options = clone.model_options.setdefault("transformer_options", {})
-    options[CONTROLLERS] = (*options.get(CONTROLLERS, ()), controller)
+    options[CONTROLLERS] = in_order((*options.get(CONTROLLERS, ()), controller))
     return clone
 
 
@@ -124,7 +126,8 @@ class _UnetCall:
     """One call of the UNet: what its rows are, when it is, and who is at work in it."""
 
     def __init__(self, run: Run, unet: torch.nn.Module, options: dict[str, Any]) -> None:
-        _check_merging(options)
+        if run.states:
+            check_neighbours(options)
         self.run, self.unet, self.options = run, unet, options
         self.place = run.place(options["sigmas"])
 
@@ -194,18 +197,6 @@ def _selected(rows: tuple[Row, ...], read: list[int]) -> tuple[Row, ...]:
     )
 
 
-def _check_merging(options: dict[str, Any]) -> None:
-    """Refuse token merging by name, also where it happens to leave our sites alone."""
-    for patch in options.get("patches", {}).get("attn1_patch", ()):
-        if getattr(patch, "__qualname__", "").startswith("TomePatchModel."):
-            raise PivotError(
-                "every token in self-attention",
-                "token merging (Tome Patch Model)",
-                "Remove it from this model; it costs the edit its exactness.",
-                "attention control",
-            )
-
-
 def _rows_of_call(run: Run, options: dict[str, Any]) -> tuple[Row, ...]:
     """The rows of all chunks of a call, found through cond_or_uncond and the texts' names."""
     chunks = options["cond_or_uncond"]
@@ -238,6 +229,7 @@ class _Dispatcher:
     ) -> torch.Tensor:
         height, width = extra["activations_shape"][-2:]
         self._check(q, height * width)
+        check_rows(q, k, v, f"{self.kind}-attention {self.layer.name}")
 
         def fused(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None

@@ -21,6 +21,7 @@ from ...core.control import Controller, Place, Row
 from ...core.errors import PivotError
 from ...core.step import EditStep, Prediction
 from ..text.conditioning import MARK
+from .neighbours import check_neighbours
 
 RUN = "pivot_run"
 CONTROLLERS = "pivot_controllers"
@@ -184,6 +185,8 @@ def around_run(
     """The wrapper around a whole run."""
     guider = executor.class_obj
     controllers = controllers_of(guider.model_options)
+    if controllers:
+        check_neighbours(guider.model_options["transformer_options"], guider.model_options)
     if isinstance(guider, RowsGuider):
         rows = guider.batch_rows()
     else:

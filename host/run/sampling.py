@@ -23,6 +23,7 @@ from ..model.checks import (
     trained_sigmas,
 )
 from ..text.prompts import Conditioning, prompt_of
+from .neighbours import check_inversion_model
 from .replay import ReplaySampler, Show, denoiser
 from .runs import OwnSampler, controllers_of
 
@@ -102,6 +103,7 @@ def run_inversion(
     where = "DDIM Inversion"
     check_unet(model, where)
     check_uncontrolled(model, where)
+    check_inversion_model(model, where)
     _check_guided(negative, cfg, where)
     samples = check_latent(latent, model, where)
     sigmas = check_levels(VP.levels(trained_sigmas(model), steps, end), where)

@@ -137,7 +137,8 @@ def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:
         "samples of another run" if recorders else "a model without Record Attention",
         "Connect the model behind Record Attention to the sampler and to this node, and the "
         "latent as the sampler "
-        "gives it. Where ComfyUI has forgotten the model since, sample again with another seed.",
+        "gives it. A conditioning with an area or mask bounds leaves no maps. Where ComfyUI has "
+        "forgotten the model since, sample again with another seed.",
         "Attention Maps",
     )
 

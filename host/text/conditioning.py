@@ -3,6 +3,7 @@ call, and texts between two prompts."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ...core.errors import PivotError
 from ...core.schedule import slerp
 from ...core.words import PromptPair
+from .options import alike, read_by_host
 from .prompts import (
     PROMPT,
     Conditioning,
@@ -19,13 +21,6 @@ from .prompts import (
 
 MARK = "pivot_rows"
 """In a conditioning's options: it holds so many prompts as rows, a source and its targets."""
-_CONTROL = (
-    "strength",
-    "timestep_percent_range",
-    "global_average_pooling",
-    "control_model",
-    "t2i_model",
-)
 
 
 def rows_in(conditioning: Conditioning) -> int:
@@ -96,8 +91,10 @@ def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str,
             continue
         if key == "pooled_output" and a is not None and b is not None:
             merged[key] = torch.cat([a, b.to(a)])
-        elif _same(a, b):
+        elif alike(a, b):
             merged[key] = a
+        elif not read_by_host(key):
+            logging.info("%s: the note %r differs between the prompts and is left out", where, key)
         else:
             raise PivotError(
                 f"the same {key} on source and target conditioning",
@@ -140,30 +137,6 @@ def text_of(conds: list[dict[str, Any]]) -> torch.Tensor:
     """The text [rows, T, D] of processed conds, of their first entry."""
     text: torch.Tensor = conds[0]["model_conds"]["c_crossattn"].cond
     return text
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    if hasattr(a, "get_control") and type(a) is type(b):
-        return _same_control(a, b)
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(_same(one, other) for one, other in zip(a, b, strict=True))
-    return not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and bool(a == b)
-
-
-def _same_control(a: Any, b: Any) -> bool:
-    """Two ControlNets applied alike: Apply ControlNet makes a copy for every conditioning it is
-    given."""
-    alike = all(_same(getattr(a, name, None), getattr(b, name, None)) for name in _CONTROL)
-    hints = _same(getattr(a, "cond_hint_original", None), getattr(b, "cond_hint_original", None))
-    return (
-        alike
-        and hints
-        and _same(getattr(a, "previous_controlnet", None), getattr(b, "previous_controlnet", None))
-    )
 
 
 def _repeat(rows: torch.Tensor, batch: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Two small packs as other people write them, for the tests of composition, and stock patches
-beside them."""
+"""Small packs as other people write them, for the tests of composition, and stock patches beside
+them; larger ones are in mechanisms.py."""
 
 from __future__ import annotations
 
@@ -73,18 +73,7 @@ def lora(model: Any, seed: int = 5) -> Any:
     """A LoRA on two attention projections, through the host's own loader."""
     import comfy.sd
 
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name in (
-        "middle_block.1.transformer_blocks.0.attn1.to_q",
-        "middle_block.1.transformer_blocks.0.attn2.to_v",
-    ):
-        rows, columns = model.model.diffusion_model.get_submodule(name).weight.shape
-        key = "lora_unet_" + name.replace(".", "_")
-        weights[f"{key}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
-        weights[f"{key}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
-        weights[f"{key}.alpha"] = torch.tensor(2.0)
-    return comfy.sd.load_lora_for_models(model, None, weights, 0.5, 0.0)[0]
+    return comfy.sd.load_lora_for_models(model, None, lora_weights(model, seed), 0.5, 0.0)[0]
 
 
 def free_u(model: Any) -> Any:
@@ -177,3 +166,39 @@ def normalized(model: Any) -> Any:
     from comfy_extras.nodes_nag import NAGuidance
 
     return NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0]
+
+
+def hyper_tile(model: Any) -> Any:
+    """The stock HyperTile."""
+    from comfy_extras.nodes_hypertile import HyperTile
+
+    return _first(HyperTile.execute(model, 64, 2, 0, False))
+
+
+def cached(model: Any, node: str) -> Any:
+    """The stock EasyCache or LazyCache, as its node sets it."""
+    from comfy_extras import nodes_easycache
+
+    kind = {"EasyCache": nodes_easycache.EasyCacheNode, "LazyCache": nodes_easycache.LazyCacheNode}
+    return _first(kind[node].execute(model, 0.2, 0.15, 0.95, False))
+
+
+def _first(output: Any) -> Any:
+    """The first output of a node of either API."""
+    return (getattr(output, "args", None) or output)[0]
+
+
+def lora_weights(model: Any, seed: int = 5) -> dict[str, torch.Tensor]:
+    """A LoRA's file on two attention projections, for the host's loaders."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name in (
+        "middle_block.1.transformer_blocks.0.attn1.to_q",
+        "middle_block.1.transformer_blocks.0.attn2.to_v",
+    ):
+        rows, columns = model.model.diffusion_model.get_submodule(name).weight.shape
+        key = "lora_unet_" + name.replace(".", "_")
+        weights[f"{key}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
+        weights[f"{key}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
+        weights[f"{key}.alpha"] = torch.tensor(2.0)
+    return weights

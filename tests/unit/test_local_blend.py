@@ -381,7 +381,7 @@ def test_a_mask_beside_words_limits_them() -> None:
 def test_words_without_maps_are_an_error() -> None:
     controller = LocalBlend((CAT,), (2,))
     with pytest.raises(
-        PivotError, match="word maps of the source and of every target, but got none in Local Blend"
+        PivotError, match="word maps of the whole picture.* but got none: prompts with an area"
     ):
         controller.after_step(latents(), BATCH.rows, place(9), controller.begin())
     assert torch.equal(

@@ -302,6 +302,14 @@ def test_a_result_in_half_precision_is_found(dtype: torch.dtype) -> None:
     assert results.get(sample) == results.get(sample.float()) == "a"
 
 
+def test_a_result_is_found_by_the_half_precision_that_a_host_keeps() -> None:
+    """And by no less: a neighbour in half precision is another latent."""
+    results, sample = Results(), noise(0, 4, 8, 8).float()
+    results.put(sample, "a")
+    assert results.get(sample.half()) == "a"
+    assert results.get(sample.half().float() * (1 + 2**-10)) is None
+
+
 def test_only_the_last_results_are_kept() -> None:
     results = Results(kept=3)
     for number in range(5):

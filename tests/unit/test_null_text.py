@@ -291,6 +291,78 @@ def test_a_direction_that_leads_nowhere_is_not_taken() -> None:
     ).item() < 1.6
 
 
+class Line:
+    """A problem whose prediction [P, 2, 1, 1] is its miss: (1, 0) at the start, and (a, b) at a
+    trial of the length 1."""
+
+    def __init__(self, a: float, b: float) -> None:
+        self.trial = torch.tensor([a, b]).view(1, 2, 1, 1)
+        self.lengths: list[float] = []
+
+    def predict(self, embedding: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        self.lengths.append(float(embedding[0, 0, 0]))
+        return self.trial
+
+    def miss(self, eps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return eps
+
+
+def tried(a: float, b: float) -> tuple[list[float], float]:
+    """The lengths that the secant tries, and the one that it begins the next step with."""
+    solver = Secant(dataclasses.replace(PRESETS["fast"], reach=1.0), torch.ones(1, 1, 1))
+    problem, null, rows = Line(a, b), torch.zeros(1, 1, 1), torch.tensor([0])
+    start = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    solver._tries(problem, null, start, torch.ones(1, 1, 1), rows)  # type: ignore[arg-type]
+    return problem.lengths, float(solver.length)
+
+
+@pytest.mark.parametrize(
+    ("a", "b_squared", "again"),
+    [
+        (0.2, 0.026, True),  # promises .59 of what the trial reached
+        (0.2, 0.0275, False),  # .61
+        (0.8, 0.72, True),  # the trial is worse than the start: promises .947 of the start's loss
+        (0.8, 0.80, False),  # .952
+    ],
+)
+def test_the_secant_goes_on_where_it_promises_enough(
+    a: float, b_squared: float, again: bool
+) -> None:
+    assert len(tried(a, b_squared**0.5)[0]) == 1 + again
+
+
+@pytest.mark.parametrize(
+    ("a", "longer", "next_length"),
+    [
+        (0.5, 2.0, 2.0),  # the secant's length, and the next trial's
+        (0.95, 10.0, 10.0),  # 20 by the secant: never more than ten trials
+        (1.2, -3.0, 0.1),  # -5: never more than three back, and the next trial is ahead
+        (-19.0, 0.05, 0.1),  # 1/20: as short as it says, and the next a tenth
+    ],
+)
+def test_the_secants_length_is_bounded(a: float, longer: float, next_length: float) -> None:
+    lengths, after = tried(a, 0.0)
+    assert lengths == pytest.approx([1.0, longer], rel=1e-5)
+    assert after == pytest.approx(next_length, rel=1e-5)
+
+
+def test_the_secants_direction_is_scaled_by_the_gradients_so_far() -> None:
+    """Mean squares decay by .9 a step, and a tenth keeps quiet coordinates from taking over."""
+    solver, rows = Secant(PRESETS["fast"], torch.zeros(1, 1, 2)), torch.tensor([0])
+    for gradient, expected in (
+        ((3.0, 1.0), (-0.8100, -0.5864)),
+        ((1.0, 3.0), (-0.3261, -0.9453)),
+    ):
+        found = solver._direction(torch.tensor(gradient).view(1, 1, 2), rows)
+        assert found.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_secants_first_trial_is_a_part_of_the_embeddings_length() -> None:
+    assert torch.equal(
+        Secant(Settings("secant"), SOURCE).length, 0.05 * SOURCE.flatten(1).norm(dim=1)
+    )
+
+
 def test_pictures_within_tolerance_are_left_alone_beside_others() -> None:
     batch = pivot(batch=2)
     errors = replay(batch, SOURCE.expand(20, 2, -1, -1))

@@ -229,6 +229,27 @@ def test_refine_matches_as_many_tokens_as_can_be_matched(old: str, new: str) -> 
     assert len(matched) == longest_common_subsequence(*ids)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "matched"),
+    [
+        ("red blue", "blue red", [1, -1]),  # of two equal alignments, insertion ends first
+        ("red blue green", "green red blue", [-1, 0, 1]),  # a longer one wins all the same
+        ("red", "red red", [0, -1]),  # of two equal tokens the first is matched
+        ("red red", "red", [0]),
+        ("red blue red", "red", [0]),
+        ("a b c", "b a c b", [1, -1, 2, -1]),
+    ],
+)
+def test_ties_of_the_alignment_fall_as_in_the_references(
+    old: str, new: str, matched: list[int]
+) -> None:
+    """Going back from the end: insertion, then deletion, then a match."""
+    source, target = prompt(old), prompt(new)
+    first = columns_of(source)[0]
+    found = sources_of(align_refine(source, target), columns_of(target))
+    assert [column - first if column >= 0 else -1 for column in found] == matched
+
+
 @few
 @given(long_texts, long_texts)
 def test_special_columns_read_special_columns_or_keep_their_own(old: str, new: str) -> None:
