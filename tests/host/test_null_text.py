@@ -4,7 +4,9 @@ they say."""
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -525,3 +527,20 @@ def test_guidance_that_the_embeddings_do_not_know_is_remarked(model, texts, traj
         for m in (model, other)
     ]
     assert "changes guidance" not in pair[0] and "changes guidance" in pair[1]
+
+
+def test_models_are_let_go_of() -> None:
+    """Nothing of an optimisation holds the UNet once the model itself is dropped."""
+    alive = []
+    for seed in range(3):
+        model = unets.build("SD15", seed=seed)
+        prompts = {
+            name: unets.conditioning("SD15", i) for i, name in enumerate(("source", "negative"))
+        }
+        null_text(
+            model, inverted(model, prompts), **prompts, cfg=CFG, preset="fast", checkpointing="auto"
+        )
+        alive.append(weakref.ref(model.model.diffusion_model))
+        del model
+    gc.collect()
+    assert [unet() is not None for unet in alive] == [False] * 3
