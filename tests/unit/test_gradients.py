@@ -128,3 +128,20 @@ def test_the_slope_is_plain_numbers() -> None:
     found: Slope = slope(energy, network, X, SIGMA, TEXT, decode=decode)
     tensors = (found.value, found.denoised, *found.gradient.values())
     assert not any(each.requires_grad for each in tensors)
+
+
+def test_a_small_energy_beside_a_large_one_keeps_its_slope_in_half_precision() -> None:
+    """Every picture has a power of two of its own."""
+    sizes = torch.tensor([1.0, 1e-9])
+
+    def halved(x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return network(x.half().float(), text)
+
+    def plain(seen: Evaluation) -> torch.Tensor:
+        return seen.denoised.square().flatten(1).mean(1)
+
+    wanted = slope(plain, network, X, SIGMA, TEXT).gradient["latent"]
+    found = slope(lambda seen: sizes * plain(seen), halved, X, SIGMA, TEXT).gradient["latent"]
+    found = found / sizes.view(2, 1, 1, 1)
+    error = (found - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
+    assert float(error.max()) < 1e-2
