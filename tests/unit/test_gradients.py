@@ -135,7 +135,7 @@ def test_a_small_energy_beside_a_large_one_keeps_its_slope_in_half_precision() -
     sizes = torch.tensor([1.0, 1e-9])
 
     def halved(x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return network(x.half().float(), text)
+        return network(x.half().to(x), text)
 
     def plain(seen: Evaluation) -> torch.Tensor:
         return seen.denoised.square().flatten(1).mean(1)
