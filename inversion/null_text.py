@@ -17,6 +17,7 @@ import torch
 from ..core.control import Branch, Place
 from ..core.correction import NEGATIVE, Correction, Uncond
 from ..core.errors import PivotError, check_finite
+from ..core.gradients import pull_back
 from ..core.path import VP
 from ..core.trajectory import Trajectory
 
@@ -226,10 +227,16 @@ class Problem:
         miss = self.miss(eps.detach(), pictures)
         moved = (1.0 - self.cfg) * (self.sigma_next - self.sigma)
         slope = moved / VP.scale(self.sigma_next)
-        scale = 2.0 ** miss.abs().amax().clamp_min(1e-30).log2().round()
-        (back,) = torch.autograd.grad(eps, embedding, miss / scale)
+        (back,) = pull_back(eps, [embedding], miss, miss.abs().amax())
+        if back is None:
+            raise PivotError(
+                "a network that reads the embedding",
+                "one that does not",
+                "Remove patches that replace its text.",
+                "null-text",
+            )
         self.backward_rows[pictures] += 1
-        gradient: torch.Tensor = back.to(self.x.dtype) * scale * slope * 2.0 / miss[0].numel()
+        gradient: torch.Tensor = back * slope * 2.0 / miss[0].numel()
         return gradient
 
 

@@ -1,5 +1,4 @@
-"""Gradients through the host's UNet with respect to its text, although nodes run under inference
-mode.
+"""Gradients through the host's networks, UNet and VAE, although nodes run under inference mode.
 
 Weights that ComfyUI loads there are inference tensors, which autograd refuses to save. Resident
 ones are replaced, one by one, by ordinary copies of the same values, so that memory does not
@@ -11,35 +10,51 @@ whatever happens.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+CHECKPOINTING = ("auto", "on", "off")
+Kinds = tuple[type[torch.nn.Module], ...]
+Bytes = dict[bool, int]
+"""What a way back keeps, with checkpointing and without."""
+
 
 @contextlib.contextmanager
 def differentiable(
-    unet: torch.nn.Module, device: torch.device, checkpointing: bool
+    network: torch.nn.Module, device: torch.device, checkpointing: bool, blocks: Kinds
 ) -> Iterator[None]:
-    """Inside, calls of the network can be differentiated with respect to their text.
+    """Inside, calls of the network can be differentiated with respect to what it is given.
 
-    checkpointing: blocks are run again on the way back instead of kept: about a third more time,
+    checkpointing: `blocks` are run again on the way back instead of kept: about a third more time,
     far less memory.
     """
     with contextlib.ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
-        for module in unet.modules():
+        for module in network.modules():
             _ordinary(module, device, undo)
-            if checkpointing and isinstance(module, blocks()):
+            _plain_vae_attention(module, undo)
+            if checkpointing and isinstance(module, blocks):
                 _checkpointed(module, undo)
         yield
 
 
-def blocks() -> tuple[type[torch.nn.Module], ...]:
-    """What is kept or run again as a whole."""
+def unet_blocks() -> Kinds:
+    """What of a UNet is kept or run again as a whole."""
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
     return ResBlock, SpatialTransformer
+
+
+def vae_blocks() -> Kinds:
+    """What of a VAE's decoder, or of a tiny one, is kept or run again as a whole."""
+    from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, Upsample
+    from comfy.taesd.taesd import Block
+
+    return ResnetBlock, AttnBlock, Upsample, Block
 
 
 def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.ExitStack) -> None:
@@ -49,8 +64,7 @@ def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.Ex
     )
     if streamed and hasattr(module, "weight_function"):
         for name in ("weight_function", "bias_function"):
-            undo.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, [*getattr(module, name), torch.clone])
+            _replace(module, name, [*getattr(module, name), torch.clone], undo)
         return
     for name, parameter in list(module.named_parameters(recurse=False)):
         if parameter.is_inference():
@@ -65,6 +79,16 @@ def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.Ex
             module._buffers[name] = buffer.clone()
 
 
+def _replace(module: torch.nn.Module, name: str, value: Any, undo: contextlib.ExitStack) -> None:
+    """Set an attribute of the module for the while; where it had none but its class's, none is
+    left."""
+    if name in module.__dict__:
+        undo.callback(module.__dict__.__setitem__, name, module.__dict__[name])
+    else:
+        undo.callback(module.__dict__.pop, name)
+    module.__dict__[name] = value
+
+
 def _checkpointed(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
     """Run the module's forward under torch's checkpointing.
 
@@ -73,30 +97,22 @@ def _checkpointed(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
     """
     from torch.utils.checkpoint import checkpoint
 
-    plain, own = module.forward, module.__dict__.get("forward")
+    plain = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
         args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
-        made: torch.Tensor = checkpoint(
+        output: torch.Tensor = checkpoint(
             plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
-        return made
+        return output
 
-    module.__dict__["forward"] = forward
-    undo.callback(_restore_forward, module, own)
-
-
-def _restore_forward(module: torch.nn.Module, own: Any) -> None:
-    if own is None:
-        del module.__dict__["forward"]
-    else:
-        module.__dict__["forward"] = own
+    _replace(module, "forward", forward, undo)
 
 
 def with_plain_attention(model_options: dict[str, Any]) -> dict[str, Any]:
-    """Options under which every attention is torch's own: kernels of other packs and builds may
-    have no gradient."""
+    """Options under which every attention of a UNet is torch's own: kernels of other packs and
+    builds may have no gradient."""
     from comfy.ldm.modules.attention import attention_pytorch
 
     def attention(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -109,15 +125,27 @@ def with_plain_attention(model_options: dict[str, Any]) -> dict[str, Any]:
     return {**model_options, "transformer_options": transformer}
 
 
+def _plain_vae_attention(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
+    """The same for a VAE, whose attentions know no options."""
+    from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
+
+    if isinstance(module, AttnBlock):
+        _replace(module, "optimized_attention", pytorch_attention, undo)
+
+
+# -- memory
+# -------------------------------------------------------------------------------------------
+
+
 class SavedBytes:
     """Counts what autograd keeps for the way back while it is entered, weights left out: `total`
     bytes, and the `largest` part of them that one block keeps."""
 
-    def __init__(self, unet: torch.nn.Module) -> None:
-        self._unet = unet
+    def __init__(self, network: torch.nn.Module, blocks: Kinds) -> None:
+        self._network, self._blocks = network, blocks
         self._seen = {
             weight.untyped_storage().data_ptr()
-            for weight in unet.state_dict(keep_vars=True).values()
+            for weight in network.state_dict(keep_vars=True).values()
         }
         self._begun: list[int] = []
         self.total = self.largest = 0
@@ -127,7 +155,7 @@ class SavedBytes:
         self._undo.enter_context(
             torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
         )
-        for block in (module for module in self._unet.modules() if isinstance(module, blocks())):
+        for block in (each for each in self._network.modules() if isinstance(each, self._blocks)):
             self._undo.callback(block.register_forward_pre_hook(self._begin).remove)
             self._undo.callback(block.register_forward_hook(self._end).remove)
         return self
@@ -146,4 +174,75 @@ class SavedBytes:
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return tensor
+        # An output that its own node keeps, as it is, would be a cycle that nothing ever frees.
+        return tensor.detach()
+
+
+def estimate(
+    network: torch.nn.Module,
+    device: torch.device,
+    blocks: Kinds,
+    whole: tuple[int, int],
+    run: Callable[[tuple[int, int]], object],
+) -> Bytes:
+    """Bytes that one picture's way back needs. run(size) calls the network on a part of a latent.
+
+    Counted on two small parts of the `whole` latent, and from there on in proportion to the area:
+    what the text alone makes does not grow. A checkpointed way back holds what lies between blocks,
+    and one block run again.
+    """
+    height, width = whole
+    found: dict[int, Bytes] = {}
+    for part in (4, 2):
+        small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
+        found[small[0] * small[1]] = _counted(
+            network, device, blocks, functools.partial(run, small)
+        )
+    counts, area = sorted(found.items()), height * width
+    (less, fewer), (more, most) = counts[0], counts[-1]
+    if more == less:
+        return {on: int(most[on] * area / more) for on in most}
+    return {
+        on: int(most[on] + (most[on] - fewer[on]) * (area - more) / (more - less)) for on in most
+    }
+
+
+def _counted(
+    network: torch.nn.Module, device: torch.device, blocks: Kinds, run: Callable[[], object]
+) -> Bytes:
+    found, largest = {}, 0
+    for on in (False, True):
+        with (
+            differentiable(network, device, on, blocks),
+            SavedBytes(network, blocks) as saved,
+        ):
+            run()
+        largest = largest or saved.largest
+        found[on] = saved.total + (largest if on else 0)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Whether to checkpoint, what is told of it before memory is spent, and whether it will fit."""
+
+    checkpointing: bool
+    report: str
+    fits: bool
+
+
+def plan(needed: Bytes, free: float, checkpointing: str) -> Plan:
+    """`auto` checkpoints where more than 0.7 of the free memory would be needed without."""
+    on = checkpointing == "on" or (checkpointing == "auto" and needed[False] > 0.7 * free)
+    told = (
+        f"gradients need about {_size(needed[on])} of {_size(free)} free, checkpointing "
+        f"{'on' if on else 'off'}"
+    )
+    other = f"{_size(needed[not on])} with it {'off' if on else 'on'}"
+    fits = needed[on] <= free
+    short = "" if fits else "; that may not fit: choose a smaller picture or fewer at once"
+    return Plan(on, f"{told} ({other}){short}", fits)
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.2f} GB" if number >= 2**28 else f"{number / 2**20:.0f} MB"

@@ -31,7 +31,16 @@ from ..model.checks import (
     check_unet,
     conditioning_fingerprint,
 )
-from ..model.gradients import SavedBytes, differentiable, with_plain_attention
+from ..model.gradients import (
+    CHECKPOINTING,
+    Bytes,
+    differentiable,
+    estimate,
+    plan,
+    unet_blocks,
+    with_plain_attention,
+)
+from ..run.gradients import each_tensor
 from ..run.replay import Show, denoiser
 from ..run.runs import OwnSampler
 from ..run.sampling import check_uncontrolled, preview
@@ -39,7 +48,6 @@ from ..text.conditioning import rows_in, text_of, with_text
 from ..text.prompts import Conditioning
 
 WHERE = "Null-Text Optimize"
-CHECKPOINTING = ("auto", "on", "off")
 _GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 _PARTIAL = (
     "control",
@@ -76,7 +84,7 @@ class HostNetwork:
     def part(self, change: Callable[[torch.Tensor], torch.Tensor]) -> HostNetwork:
         """The network with another form of what it reads beside the latents."""
         conds = {
-            name: [_each_tensor(cond, change) for cond in each]
+            name: [each_tensor(cond, change) for cond in each]
             for name, each in self.guider.conds.items()
         }
         return HostNetwork(_Guider(conds, self.guider.inner_model), self.options, self.base)
@@ -138,7 +146,7 @@ class NullTextSampler(OwnSampler):
                 ):  # previews may be networks of the host, whose weights know no gradient
                     show(i, denoised, x, self.trajectory.steps)
 
-            with differentiable(unet, latent_image.device, checkpointing):
+            with differentiable(unet, latent_image.device, checkpointing, unet_blocks()):
                 self.optimized = optimize(
                     network, self.trajectory, start, guider.cfg, self.settings, on_step
                 )
@@ -147,94 +155,37 @@ class NullTextSampler(OwnSampler):
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
         """Whether to checkpoint; what gradients will need is told before it is spent."""
         free = comfy.model_management.get_free_memory(start.device)
-        single = estimate(network, unet, self.trajectory, start)
+        single = _single(network, unet, self.trajectory, start)
         needed = {on: each * self.trajectory.batch for on, each in single.items()}
-        on = self.checkpointing == "on" or (
-            self.checkpointing == "auto" and needed[False] > 0.7 * free
-        )
-        told = (
-            f"gradients need about {_size(needed[on])} of {_size(free)} free, checkpointing "
-            f"{'on' if on else 'off'}"
-        )
-        other = f"{_size(needed[not on])} with it {'off' if on else 'on'}"
-        short = (
-            "; that may not fit: choose a smaller picture or fewer at once"
-            if needed[on] > free
-            else ""
-        )
-        self.memory = f"{told} ({other}){short}"
-        logging.log(logging.WARNING if short else logging.INFO, "%s: %s", WHERE, self.memory)
+        chosen = plan(needed, free, self.checkpointing)
+        self.memory = chosen.report
+        level = logging.INFO if chosen.fits else logging.WARNING
+        logging.log(level, "%s: %s", WHERE, self.memory)
         self.progress(self.memory)
-        return on
+        return chosen.checkpointing
 
 
-def estimate(
+def _single(
     network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor
-) -> dict[bool, int]:
-    """Bytes that one picture's way back needs, with checkpointing and without.
-
-    Counted on two small parts of the latent, and from there on in proportion to the area: what the
-    text alone makes does not grow. A checkpointed way back holds what lies between blocks, and one
-    block run again.
-    """
+) -> Bytes:
+    """Bytes that one picture's way back needs."""
     height, width = trajectory.latents.shape[-2:]
-    found: dict[int, dict[bool, int]] = {}
-    for part in (4, 2):
-        small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
-        found[small[0] * small[1]] = _counted(network, unet, trajectory, start[:1], small)
-    counts, whole = sorted(found.items()), height * width
-    (less, fewer), (area, most) = counts[0], counts[-1]
-    if area == less:
-        return {on: int(most[on] * whole / area) for on in most}
-    return {
-        on: int(most[on] + (most[on] - fewer[on]) * (whole - area) / (area - less)) for on in most
-    }
 
+    def run(size: tuple[int, int]) -> None:
+        def corner(held: torch.Tensor) -> torch.Tensor:
+            same = held.shape[-2:] == (height, width)
+            return held[..., : size[0], : size[1]] if same else held
 
-def _counted(
-    network: HostNetwork,
-    unet: torch.nn.Module,
-    trajectory: Trajectory,
-    start: torch.Tensor,
-    size: tuple[int, int],
-) -> dict[bool, int]:
-    whole, (height, width) = trajectory.latents.shape[-2:], size
-    x = trajectory.latents[-1, :1, :, :height, :width].to(start)
-    found, largest = {}, 0
-    for on in (False, True):
-        with differentiable(unet, start.device, on), SavedBytes(unet) as saved:
-            part = network.part(
-                lambda held: held[..., :height, :width] if held.shape[-2:] == whole else held
-            )
-            part.null(
-                x,
-                float(trajectory.sigmas[-1]),
-                start.clone().requires_grad_(True),
-                torch.tensor([0]),
-            )
-        largest = largest or saved.largest
-        found[on] = saved.total + (largest if on else 0)
-    return found
+        x = corner(trajectory.latents[-1, :1]).to(start)
+        text = start[:1].clone().requires_grad_(True)
+        network.part(corner).null(x, float(trajectory.sigmas[-1]), text, torch.tensor([0]))
+
+    return estimate(unet, start.device, unet_blocks(), (height, width), run)
 
 
 def _of(cond: dict[str, Any], pictures: torch.Tensor) -> dict[str, Any]:
     """The cond of some of the pictures, where it holds a row for each."""
-    return _each_tensor(cond, lambda held: held[pictures] if len(held) > 1 else held)
-
-
-def _each_tensor(
-    cond: dict[str, Any], change: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, Any]:
-    """A processed cond with every tensor that the model reads changed."""
-    models = {}
-    for name, value in cond["model_conds"].items():
-        held = getattr(value, "cond", None)
-        models[name] = value._copy_with(change(held)) if isinstance(held, torch.Tensor) else value
-    return {**cond, "model_conds": models}
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:.2f} GB" if number >= 2**28 else f"{number / 2**20:.0f} MB"
+    return each_tensor(cond, lambda held: held[pictures] if len(held) > 1 else held)
 
 
 def null_text(

@@ -4,7 +4,9 @@ they say."""
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from pivot_edit.inversion.null_text import NULLS, PRESETS, Settings
 
 KINDS = tuple(unets.SHAPES)
 STEPS, CFG = 3, 7.5
+BLOCKS = gradients.unet_blocks()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -239,7 +242,7 @@ def test_the_gradient_is_the_slope(unet, kind, texts, device, checkpointing) -> 
     text = texts["source"][0][0].clone()
     along = torch.randn(text.shape, generator=torch.Generator().manual_seed(3))
     weigh = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    with gradients.differentiable(unet, device, checkpointing):
+    with gradients.differentiable(unet, device, checkpointing, BLOCKS):
         wanted = text.clone().requires_grad_(True)
         (found,) = torch.autograd.grad((call(unet, wanted, kind) * weigh).sum(), wanted)
         with torch.no_grad():
@@ -257,7 +260,10 @@ def test_checkpointing_keeps_far_less(unet, kind, texts) -> None:
     kept = {}
     for on in (False, True):
         text = texts["source"][0][0].clone().requires_grad_(True)
-        with gradients.differentiable(unet, CPU, on), gradients.SavedBytes(unet) as saved:
+        with (
+            gradients.differentiable(unet, CPU, on, BLOCKS),
+            gradients.SavedBytes(unet, BLOCKS) as saved,
+        ):
             call(unet, text, kind, noise(16))
         kept[on] = saved.total
     assert 0 < kept[True] < kept[False] / 4
@@ -273,7 +279,10 @@ def test_the_estimate_is_what_the_way_back_keeps(model, unet, kind, texts) -> No
     estimated = float(found[1]) * {"MB": 2**20, "GB": 2**30}[found[2]]
     x = whole.latents[-1].clone()
     text = texts["source"][0][0].clone().requires_grad_(True)
-    with gradients.differentiable(unet, CPU, False), gradients.SavedBytes(unet) as saved:
+    with (
+        gradients.differentiable(unet, CPU, False, BLOCKS),
+        gradients.SavedBytes(unet, BLOCKS) as saved,
+    ):
         call(unet, text, kind, x)
     assert estimated == pytest.approx(saved.total, rel=0.1)
 
@@ -350,7 +359,7 @@ def test_weights_patched_when_they_are_used_are_optimised_with() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_layers_streamed_in_are_put_back(unet, checkpointing) -> None:
     before = [list(getattr(module, "weight_function", ())) for module in unet.modules()]
-    with gradients.differentiable(unet, ELSEWHERE, checkpointing):
+    with gradients.differentiable(unet, ELSEWHERE, checkpointing, BLOCKS):
         assert torch.clone in unet.get_submodule(LORA).weight_function
     assert [list(getattr(module, "weight_function", ())) for module in unet.modules()] == before
 
@@ -449,7 +458,7 @@ def test_ordinary_weights_are_frozen_only_for_the_while(kind, texts) -> None:
         unet = unets.build(kind, shallow=True).model.diffusion_model
         for parameter in unet.parameters():
             parameter.requires_grad_(True)
-        with gradients.differentiable(unet, CPU, False):
+        with gradients.differentiable(unet, CPU, False, BLOCKS):
             assert not any(p.requires_grad or p.is_inference() for p in unet.parameters())
             text = texts["source"][0][0].clone().requires_grad_(True)
             call(unet, text, kind).sum().backward()
@@ -518,3 +527,20 @@ def test_guidance_that_the_embeddings_do_not_know_is_remarked(model, texts, traj
         for m in (model, other)
     ]
     assert "changes guidance" not in pair[0] and "changes guidance" in pair[1]
+
+
+def test_models_are_let_go_of() -> None:
+    """Nothing of an optimisation holds the UNet once the model itself is dropped."""
+    alive = []
+    for seed in range(3):
+        model = unets.build("SD15", seed=seed)
+        prompts = {
+            name: unets.conditioning("SD15", i) for i, name in enumerate(("source", "negative"))
+        }
+        null_text(
+            model, inverted(model, prompts), **prompts, cfg=CFG, preset="fast", checkpointing="auto"
+        )
+        alive.append(weakref.ref(model.model.diffusion_model))
+        del model
+    gc.collect()
+    assert [unet() is not None for unet in alive] == [False] * 3
