@@ -207,11 +207,11 @@ class MasaCtrl(Controller):
         own = self._mask(row, self.target_mask, size, auto)
         theirs = self._mask(source, self.source_mask, size, auto)
         own, theirs = (theirs if own is None else own), (own if theirs is None else theirs)
-        whole = own is None or theirs is None or not theirs.any()
-        if whole or bool(theirs.all() and own.all()):
-            ones = torch.ones(size, dtype=torch.bool).flatten()
-            return (ones, ones) if self.union else None
-        return theirs, own
+        if own is not None and theirs is not None and theirs.any():
+            if not (theirs.all() and own.all()):
+                return theirs, own
+        ones = torch.ones(size, dtype=torch.bool).flatten()
+        return (ones, ones) if self.union else None
 
     def _mask(
         self,
@@ -238,7 +238,7 @@ def _parts(
             firsts = [sources, targets] if union else [sources]
             keys = [
                 first + of_row.nonzero()[:, 0]
-                for first, of_row in zip(firsts, chosen.split(tokens), strict=True)
+                for first, of_row in zip(firsts, torch.split(chosen, tokens), strict=True)
             ]
             yield Part(targets + queries.nonzero()[:, 0], torch.cat(keys, 1))
 
@@ -269,7 +269,9 @@ def _sent(readings: Sequence[Reading], device: torch.device) -> list[Reading]:
     flat = torch.cat([number.flatten() for number in numbers]).to(device)
     sent = iter(
         piece.view(number.shape)
-        for piece, number in zip(flat.split([n.numel() for n in numbers]), numbers, strict=True)
+        for piece, number in zip(
+            torch.split(flat, [n.numel() for n in numbers]), numbers, strict=True
+        )
     )
     return [
         Reading(

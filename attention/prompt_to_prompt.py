@@ -120,7 +120,8 @@ class PromptToPrompt(Controller):
         key = ("cross", *opens.values(), *like)
         if key not in state:
             state[key] = self._cross_edit(call, pairs, opens)
-        return state[key]
+        edit: CrossEdit = state[key]
+        return edit
 
     def _cross_edit(
         self, call: AttentionCall, pairs: list[tuple[int, int]], opens: dict[int, tuple[bool, ...]]

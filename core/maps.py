@@ -57,7 +57,7 @@ def word_maps(
     if not parts:
         return {}
     every = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    every = every.unflatten(1, (call.site.height, call.site.width))
+    every = every.reshape(len(every), call.site.height, call.site.width, -1)
     return {
         key_of(call.rows[index]): every[index, ..., : len(words)]
         for index, (_, words) in asked.items()

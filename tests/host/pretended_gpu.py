@@ -9,6 +9,7 @@ torch's Python backend names a device of its own (PrivateUse1). Every ATen opera
 `_operator`: operands on two devices are refused where CUDA refuses them, and what makes the host
 wait for the device, or crosses between the two, is counted at the innermost line of the pack.
 Where tensors lie and when the host waits is what is tested; kernels and their speed are the CPU's.
+Gradients work, torch's checkpointing does not: torch aborts, because the backend has no streams.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_corrections_and_rules_do_not_mix_devices(correction: str, rule: type[Gu
         )[0]
         if correction == "null_text":
             trajectory = null_text(
-                model, trajectory, source, negative, 5.0, preset="fast", checkpointing="on"
+                model, trajectory, source, negative, 5.0, preset="fast", checkpointing="off"
             )[0]
         model = p2p(blend(masa(model)))
         back = edit(model, trajectory, source, target, negative, 5.0, correction, rule())
