@@ -8,6 +8,7 @@ import torch
 
 from .correction import Correction
 from .errors import PivotError, check_finite
+from .recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Trajectory:
     guidance: float = 1.0
     nulls: torch.Tensor | None = None
     correction: Correction | None = None
+    stepper: Recipe | None = None
     path: str = "vp"
 
     def __post_init__(self) -> None:
