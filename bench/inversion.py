@@ -303,9 +303,9 @@ def judged_edits(
 
 def controlled(model: Any, words: Any, mode: str, cross: float, self_: float, limit: float) -> Any:
     """The model under the P2P Attention Controller, its windows from the first step on."""
-    return part("host.tasks.controls").prompt_to_prompt(
-        model, words, mode, (0.0, cross), (0.0, self_), limit
-    )[0]
+    kind = part("attention.prompt_to_prompt").PromptToPromptOptions
+    options = kind(words, mode, (0.0, cross), (0.0, self_), limit)
+    return part("host.tasks.controls").controlled(model, options)[0]
 
 
 def write(rows: Iterator[dict[str, Any]], path: pathlib.Path, go_on: bool) -> None:

@@ -100,15 +100,16 @@ class Picture(speed.Bed):
 
     def prompt_to_prompt(self, correction: str) -> None:
         """An edit by Prompt-to-Prompt."""
-        words, control = (speed.prompts(),), part("host.tasks.controls").prompt_to_prompt
-        self._edit(control(self.model, words, "replace", CROSS, SELF, SELF_LIMIT)[0], correction)
+        kind = part("attention.prompt_to_prompt").PromptToPromptOptions
+        options = kind((speed.prompts(),), "replace", CROSS, SELF, SELF_LIMIT)
+        self._edit(options, correction)
 
     def masactrl(self, correction: str) -> None:
         """An edit by MasaCtrl."""
-        kind, control = part("attention").MasaCtrl, part("host.tasks.controls").masactrl
-        self._edit(control(self.model, "auto", (kind.start, kind.end), kind.union)[0], correction)
+        self._edit(part("attention.masactrl").MasaCtrlOptions(), correction)
 
-    def _edit(self, model: Any, correction: str) -> None:
+    def _edit(self, options: Any, correction: str) -> None:
+        model = part("host.tasks.controls").controlled(self.model, options)[0]
         trajectory = self.with_nulls() if correction == "null_text" else self.trajectory
         part("host.tasks.editing").edit(
             model, trajectory, **self.texts, cfg=CFG, correction=correction

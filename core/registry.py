@@ -26,7 +26,7 @@ def discover(package: str, contract: Callable[..., Contract]) -> tuple[type[Cont
     path = sys.modules[package].__path__
     names = sorted(info.name for info in pkgutil.iter_modules(path))
     modules = [importlib.import_module(f"{package}.{name}") for name in names]
-    found: list[type[Contract]] = [
+    found: list[Any] = [
         value
         for module in modules
         for value in vars(module).values()
