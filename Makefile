@@ -22,7 +22,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv/bin/python
 SETUP := @$(PYTHON) tools/install.py
 BENCH := @"$$($(PYTHON) tools/install.py python)"
-PACKAGES := core attention inversion guidance show
+PACKAGES := core attention features inversion guidance show
 HOSTS := 0.16.3 0.30.0
 TESTS := OMP_NUM_THREADS=1 $(VENV) -m pytest
 

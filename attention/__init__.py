@@ -1,10 +1,11 @@
-"""Attention controllers: one file per method."""
+"""Attention controllers: one file per method, which is here because its file is."""
 
 from __future__ import annotations
 
-from .attention_maps import AttentionMaps
-from .local_blend import LocalBlend
-from .masactrl import MasaCtrl
-from .prompt_to_prompt import PromptToPrompt
+from ..core.control import Controller, ControlOptions
+from ..core.registry import discover
 
-CONTROLLERS = (PromptToPrompt, LocalBlend, MasaCtrl, AttentionMaps)
+CONTROLLERS = discover(__name__, Controller)
+OPTIONS = discover(__name__, ControlOptions)
+"""What nodes are made from: controllers, and the options of those that need some of their own."""
+globals().update({kind.__name__: kind for kind in OPTIONS})  # each by its name, as if listed

@@ -13,16 +13,19 @@ from typing import ClassVar
 
 import torch
 
+from ..core import options
 from ..core.columns import text_columns
 from ..core.control import (
     Attend,
     AttentionCall,
     Controller,
     Kind,
+    ModelFacts,
     Place,
     Row,
     window_open,
 )
+from ..core.errors import check_window
 from ..core.layers import Layer, map_scale
 from ..core.maps import (
     Groups,
@@ -31,6 +34,7 @@ from ..core.maps import (
     key_of,
     word_maps,
 )
+from ..core.options import NodeText
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,11 +46,29 @@ class AttentionMaps(Controller):
     """
 
     title: ClassVar[str] = "Record Attention"
+    node: ClassVar[NodeText] = NodeText(
+        "PivotRecordAttention",
+        title,
+        "Makes a model note where it looks for every word, with any sampler. Sample with it, then "
+        "show the heat maps with Attention Maps. The picture stays the same.",
+        ("daam", "attention heat map", "cross attention map", "record maps"),
+        model="The model to watch; the model itself is left as it is.",
+    )
     needs_source: ClassVar[bool] = False
-    scales: tuple[int, ...]
-    start: float = 0.0
-    end: float = 1.0
+    scales: tuple[int, ...] = ()
+    start: float = options.fraction(
+        0.0,
+        "From which fraction of the steps on. Early steps show the layout, late ones details.",
+    )
+    end: float = options.fraction(
+        1.0,
+        "Until which fraction of the steps. A shorter window costs less; usually 1.",
+    )
     results: Results = dataclasses.field(default_factory=Results)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_window((self.start, self.end), "", self.title)
 
     def wants(self, kind: Kind, place: Place) -> bool:
         return kind == "cross" and window_open((self.start, self.end), place, place.steps)
@@ -82,3 +104,7 @@ class AttentionMaps(Controller):
             maps = state.sums.get(key_of(row))
             if maps is not None:
                 self.results.put(samples[index], maps.cpu())
+
+    def build(self, model: ModelFacts) -> tuple[AttentionMaps, str]:
+        """The recorder of a model's own scales."""
+        return AttentionMaps(model.scales, self.start, self.end), ""

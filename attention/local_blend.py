@@ -10,15 +10,19 @@ mask works alone or limits the words' one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
+from ..core import options
 from ..core.control import (
     Attend,
     AttentionCall,
     Controller,
+    ControlOptions,
     Kind,
+    ModelFacts,
     Place,
     Reads,
     Row,
@@ -32,9 +36,12 @@ from ..core.maps import (
     MapSum,
     Results,
     key_of,
+    mask_pictures,
     resize,
     word_maps,
 )
+from ..core.options import NodeText
+from ..core.words import PromptPair, Words, check_in_pairs, columns_in_both, phrases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,3 +206,115 @@ def blend(source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> tor
     or 1."""
     mixed = torch.lerp(source, target, mask.expand_as(source))
     return torch.where(mask <= 0.0, source, torch.where(mask >= 1.0, target, mixed))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalBlendOptions(ControlOptions):
+    """Where the edit may show, as people write it."""
+
+    node: ClassVar[NodeText] = NodeText(
+        "PivotLocalBlend",
+        LocalBlend.title,
+        "Keeps everything outside of a region exactly as in the source. The region is where the "
+        "model looks for the words you name, or a mask, or both. Chains with the other "
+        "controllers in any order.",
+        ("p2p local blend", "blend words", "edit mask", "localblend"),
+    )
+
+    blend_words: str = options.text(
+        "",
+        "What changes, before and after, e.g. `cat, dog`; all words that name it show best where "
+        "it is, e.g. `striped, red, ball`. Words of either prompt; a replaced word stands for its "
+        "counterpart too. May be empty with subtract_words or a mask.",
+    )
+    subtract_words: str = options.text(
+        "",
+        "What must not change although it lies there, e.g. `hat`. Alone: everything else may "
+        "change, as for a new background. Usually empty.",
+    )
+    threshold: float = options.fraction(
+        LocalBlend.threshold,
+        "Which share of the strongest attention still belongs to the region. Higher makes it "
+        "smaller; 0.2 to 0.6.",
+    )
+    subtract_threshold: float = options.fraction(
+        LocalBlend.subtract_threshold,
+        "The same for subtract_words. Higher subtracts less; 0.2 to 0.6.",
+    )
+    start: float = options.fraction(
+        LocalBlend.start,
+        "From which fraction of the steps on. Earlier keeps more of the surroundings; the region "
+        "is found more surely later. 0 to 0.3.",
+    )
+    pool: bool = options.flag(
+        LocalBlend.pool,
+        "Widen the words' maps by one position before the threshold, as in the paper. Off keeps "
+        "more of the surroundings.",
+        advanced=True,
+    )
+    words: Words | None = options.words(
+        "For blend_words: which words there are and correspond, from Prompt Pair or Add Target.",
+        optional=True,
+    )
+    mask: torch.Tensor | None = options.mask(
+        "Where the edit may show (white), of any size. Alone, or as a limit to the words' region.",
+    )
+
+    def build(self, model: ModelFacts) -> tuple[LocalBlend, str]:
+        """The controller at words, at a mask, or at words within a mask."""
+        blend_words, subtract = phrases(self.blend_words), phrases(self.subtract_words)
+        words = self.words or ()
+        self._check(words, [*blend_words, *subtract])
+        columns = tuple(_blend_words(pair, blend_words, subtract) for pair in words)
+        if blend_words:
+            _check_reachable(columns, blend_words)
+        controller = LocalBlend(
+            columns if blend_words or subtract else (),
+            model.scales,
+            self.threshold,
+            self.subtract_threshold,
+            self.start,
+            self.pool,
+            mask_pictures(self.mask),
+        )
+        return controller, ""
+
+    def _check(self, words: Words, listed: Sequence[str]) -> None:
+        """Raise PivotError where nothing says where to blend, or what was named is not there."""
+        if listed and not words:
+            raise PivotError(
+                "words to look blend words up in",
+                "none",
+                "Connect words from Prompt Pair.",
+                LocalBlend.title,
+            )
+        if not listed and self.mask is None:
+            there = ", ".join(
+                dict.fromkeys(f"{pair.source.listed}, {pair.target.listed}" for pair in words)
+            )
+            raise PivotError(
+                "words to blend at, words to subtract, or a mask",
+                "none",
+                "Write the words that name what changes, before and after; there are: "
+                f"{there or 'none connected'}.",
+                LocalBlend.title,
+            )
+        for phrase in listed:
+            check_in_pairs(words, phrase)
+
+
+def _blend_words(pair: PromptPair, listed: Sequence[str], subtract: Sequence[str]) -> BlendWords:
+    lengths = (len(pair.source.tokens), len(pair.target.tokens))
+    return BlendWords(*lengths, *columns_in_both(pair, listed), *columns_in_both(pair, subtract))
+
+
+def _check_reachable(columns: Sequence[BlendWords], listed: Sequence[str]) -> None:
+    """Every target needs a word of its own or of the source, else all of it would be undone."""
+    for index, each in enumerate(columns):
+        if not each.source and not each.target:
+            raise PivotError(
+                f"words of target prompt {index + 1} or of the source",
+                ", ".join(listed),
+                "Write a word that this target has.",
+                LocalBlend.title,
+            )

@@ -15,26 +15,33 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..core import options
 from ..core.control import (
     Attend,
     AttentionCall,
     Controller,
+    ControlOptions,
     Kind,
+    ModelFacts,
     Place,
     Reads,
     Row,
     all_pairs,
 )
-from ..core.layers import Layer, map_scale
+from ..core.errors import PivotError
+from ..core.layers import Layer, map_scale, select_layers
 from ..core.maps import (
     Groups,
     Key,
     MapSum,
     StepMaps,
     key_of,
+    mask_pictures,
     resize,
     word_maps,
 )
+from ..core.options import NodeText
+from ..core.words import Words, check_in_pairs, columns_in_both, phrases
 
 Masks = tuple[torch.Tensor, torch.Tensor]
 """The object's tokens [tokens] in the source and in the target."""
@@ -289,3 +296,108 @@ def _numbers(reading: Reading) -> Iterator[torch.Tensor]:
     for part in reading.parts:
         yield from (part.queries, part.keys)
     yield reading.written
+
+
+SOURCE_ONLY, UNION = "plain", "union"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MasaCtrlOptions(ControlOptions):
+    """What reads the source's content, where and when, as people write it."""
+
+    node: ClassVar[NodeText] = NodeText(
+        "PivotMasaCtrl",
+        MasaCtrl.title,
+        "The edit keeps the look of the source and takes its layout from the target prompt: "
+        "another pose, place or shape of the same thing. Under correction direct its reference is "
+        "the inverted picture itself, under none what sampling makes of it. For changes of colour "
+        "or material use the P2P Attention Controller.",
+        ("masactrl", "mutual self attention", "non-rigid edit", "pose edit"),
+        note="layers",
+    )
+
+    mode: str = options.choice(
+        SOURCE_ONLY,
+        (SOURCE_ONLY, UNION),
+        "plain: the target sees only the source's content; union: its own too, for things that "
+        "the source does not have.",
+    )
+    layers: str = options.text(
+        "auto",
+        "Where: auto (the finer decoder layers, as in the paper), or e.g. `up.2-3`, `mid, up.1`, "
+        "`up.1.2`, all. stage.level.number as in diffusers. More layers keep more of the source.",
+    )
+    window: tuple[float, float] = options.window(
+        (MasaCtrl.start, MasaCtrl.end),
+        "From which fraction of the steps on. Later gives the layout more freedom; 0.04 to 0.4 "
+        "(paper: step 4 of 50).",
+        "Until which fraction of the steps. Earlier frees details; usually 1.",
+    )
+    words: Words | None = options.words(
+        "For mask_words: which words there are, from Prompt Pair.", optional=True
+    )
+    mask_words: str = options.text(
+        "",
+        "The object, e.g. `cat`: object and surroundings then only look at their own kind in the "
+        "source. Empty: no automatic mask.",
+        optional=True,
+    )
+    mask_threshold: float = options.fraction(
+        AutoMask.threshold,
+        "Of the automatic mask. Higher makes the object smaller; 0.1 to 0.5.",
+        optional=True,
+    )
+    source_mask: torch.Tensor | None = options.mask(
+        "Where the object is in the source (white), instead of the automatic mask.",
+    )
+    target_mask: torch.Tensor | None = options.mask(
+        "Where the object shall be in the edit (white). Without it and without mask_words the "
+        "source_mask counts.",
+    )
+
+    def build(self, model: ModelFacts) -> tuple[MasaCtrl, str]:
+        """The controller, and the layers it acts in, in words."""
+        auto = self.layers.strip().lower() in ("auto", "")
+        chosen = (
+            decoder_layers(model.layers)
+            if auto
+            else select_layers(self.layers, model.layers, MasaCtrl.title)
+        )
+        controller = MasaCtrl(
+            chosen,
+            *self.window,
+            self.mode == UNION,
+            mask_pictures(self.source_mask),
+            mask_pictures(self.target_mask),
+            self._auto_mask(model.scales),
+        )
+        return controller, _named(model.layers, chosen)
+
+    def _auto_mask(self, scales: tuple[int, ...]) -> AutoMask | None:
+        """The mask of the words that name the object, if any do."""
+        listed = phrases(self.mask_words)
+        if not listed:
+            return None
+        if self.words is None:
+            raise PivotError(
+                "words to look mask words up in",
+                "none",
+                "Connect words from Prompt Pair.",
+                MasaCtrl.title,
+            )
+        for phrase in listed:
+            check_in_pairs(self.words, phrase)
+        groups: Groups = {}
+        for index, pair in enumerate(self.words):
+            source, target = columns_in_both(pair, listed)
+            if source:
+                groups["source", 0] = (len(pair.source.tokens), (source,))
+            if target:
+                groups["target", index] = (len(pair.target.tokens), (target,))
+        return AutoMask(groups, scales, self.mask_threshold)
+
+
+def _named(there: Sequence[Layer], chosen: frozenset[Layer]) -> str:
+    names = dict.fromkeys(layer.name for layer in there if layer in chosen)
+    blocks = f"{len(chosen)} of {len(there)} self-attention layers"
+    return f"{blocks}: {', '.join(names)}" if chosen else f"{blocks}: without effect"

@@ -17,20 +17,34 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..core import options
 from ..core.columns import text_columns
 from ..core.control import (
     Attend,
     AttentionCall,
     Controller,
+    ControlOptions,
     Kind,
+    ModelFacts,
     Place,
-    check_window,
     cond_pairs,
     window_open,
 )
-from ..core.errors import PivotError
+from ..core.errors import PivotError, check_window
 from ..core.layers import Layer
-from ..core.words import Alignment
+from ..core.options import NodeText
+from ..core.words import (
+    MAPPERS,
+    MODES,
+    Alignment,
+    PromptPair,
+    Words,
+    check_among,
+    reweighted,
+    windowed,
+    word_weights,
+    word_windows,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +95,8 @@ class PromptToPrompt(Controller):
     self_limit: float = 0.25
 
     def __post_init__(self) -> None:
-        check_window(self.cross, "cross_")
-        check_window(self.self_, "self_")
+        check_window(self.cross, "cross_", self.title)
+        check_window(self.self_, "self_", self.title)
 
     def wants(self, kind: Kind, place: Place) -> bool:
         """Cross windows count on a table of N + 1 rows, self windows on N, as in the reference
@@ -224,3 +238,97 @@ def _with_appended(alignment: Alignment, source: int, target: int) -> Alignment:
     if weights is not None:
         weights = torch.cat([weights, torch.ones(target - new)])
     return dataclasses.replace(alignment, mapper=mapper, own=own, weights=weights)
+
+
+Window = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptToPromptOptions(ControlOptions):
+    """Which words are edited, how and when, as people write it."""
+
+    node: ClassVar[NodeText] = NodeText(
+        "PivotPromptToPrompt",
+        PromptToPrompt.title,
+        "Prompt-to-Prompt: the edit takes over where the source picture looks, so that shapes and "
+        "places stay while words change. Works on the fused attention of the host, at any "
+        "resolution.",
+        (
+            "p2p",
+            "prompt-to-prompt",
+            "attention replace",
+            "attention refine",
+            "attention reweight",
+        ),
+        note="alignment",
+    )
+
+    words: Words = options.words(
+        "Which words correspond, from Prompt Pair or Add Target.",
+    )
+    mode: str = options.choice(
+        "auto",
+        MODES,
+        "replace: swap words one for one (equal word counts); refine: add or remove words; auto: "
+        "replace where the counts agree, else refine; reweight: by position, for weights alone.",
+    )
+    cross: Window = options.window(
+        PromptToPrompt.cross,
+        "When cross-attention edits begin, as a fraction of the steps. Usually 0.",
+        "When cross-attention edits end. Higher keeps more of the source's layout; 0.4 to 0.8.",
+        prefix="cross_",
+    )
+    self_: Window = options.window(
+        PromptToPrompt.self_,
+        "When self-attention edits begin, as a fraction of the steps. Usually 0.",
+        "When self-attention edits end. Higher keeps more of the source's shapes; 0.2 to 0.8.",
+        prefix="self_",
+    )
+    self_limit: float = options.fraction(
+        PromptToPrompt.self_limit,
+        "Self-attention is edited in layers with at most this fraction of the latent's positions. "
+        "0.0625: coarse layers only (as prompt-to-prompt), 0.25: as null-text inversion, 1: all.",
+    )
+    word_weights: str = options.text(
+        "",
+        "How strongly words of the target prompt act, e.g. `shiny: 2, red: 0`. Above 1 more, below "
+        "1 less, 0 not at all, negative the opposite; -2 to 5. Works while the cross window is "
+        "open.",
+        optional=True,
+    )
+    word_windows: str = options.text(
+        "",
+        "Cross windows of single words, e.g. `star: 0-0.3, red: 0.9`. A shorter window lets this "
+        "word take a shape of its own; other words keep cross_start and cross_end.",
+        optional=True,
+    )
+    mapper: str = options.choice(
+        "fixed",
+        MAPPERS,
+        "fixed: attention is never lost between words; legacy: the table of the public "
+        "implementations, to compare with their results.",
+        optional=True,
+        advanced=True,
+    )
+
+    def build(self, model: ModelFacts) -> tuple[PromptToPrompt, str]:
+        """The controller, and what it does with the words, in words."""
+        targets = [pair.target for pair in self.words]
+        weights, windows = word_weights(self.word_weights), word_windows(self.word_windows)
+        for phrase, _ in (*weights, *windows):
+            check_among(targets, phrase)
+        alignments = tuple(self._aligned(pair, weights, windows) for pair in self.words)
+        controller = PromptToPrompt(alignments, self.cross, self.self_, self.self_limit)
+        return controller, "\n".join(f"{each.mode}: {each.note}" for each in alignments)
+
+    def _aligned(
+        self,
+        pair: PromptPair,
+        weights: Sequence[tuple[str, float]],
+        windows: Sequence[tuple[str, Window]],
+    ) -> Alignment:
+        """One target's alignment with those of the weights and windows whose words it has."""
+        weights = [each for each in weights if pair.target.seek(each[0])]
+        windows = [each for each in windows if pair.target.seek(each[0])]
+        weighted = reweighted(pair.align(self.mode, self.mapper), pair.target, weights)
+        return windowed(weighted, pair.target, windows)

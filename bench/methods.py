@@ -182,8 +182,13 @@ def _p2p_node(case: Case, settings: Settings) -> dict[str, Any]:
 
 def _p2p(model: Any, words: Any, settings: Settings) -> Any:
     windows = ((0.0, settings.cross_end), (0.0, settings.self_end))
-    control = part("host.tasks.controls").prompt_to_prompt
-    return control(model, words, settings.mode, *windows, settings.self_limit)[0]
+    kind = part("attention.prompt_to_prompt").PromptToPromptOptions
+    return _controlled(model, kind(words, settings.mode, *windows, settings.self_limit))
+
+
+def _controlled(model: Any, options: Any) -> Any:
+    """The model under the controller that options are of."""
+    return part("host.tasks.controls").controlled(model, options)[0]
 
 
 def _masactrl_node(case: Case, settings: Settings) -> dict[str, Any]:
@@ -193,8 +198,8 @@ def _masactrl_node(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def _masactrl(model: Any, words: Any, settings: Settings) -> Any:
-    control = part("host.tasks.controls").masactrl
-    return control(model, "auto", (settings.masactrl_start, 1.0), False)[0]
+    kind = part("attention.masactrl").MasaCtrlOptions
+    return _controlled(model, kind(window=(settings.masactrl_start, 1.0)))
 
 
 def _blend_node(case: Case, settings: Settings) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from .errors import PivotError
 from .layers import Layer
+from .options import Method
 
 Kind = Literal["self", "cross", "resnet", "block"]
 """What happens at a site: self- or cross-attention; the hidden state of a residual block, before
@@ -117,8 +117,28 @@ Attend = Callable[[AttentionCall], torch.Tensor]
 Proceed = Callable[[FeatureCall], torch.Tensor]
 
 
-class Controller(abc.ABC):
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What the options of a controller may ask about the model. layers: those with attention, in
+    the order in which they run; scales: the scales it has attention at, ascending."""
+
+    layers: tuple[Layer, ...]
+    scales: tuple[int, ...]
+
+
+class ControlOptions(Method, abc.ABC):
+    """The inputs of a controller's node, a frozen dataclass, where they are not the controller's
+    own fields: words, for example, which have to be looked up first."""
+
+    @abc.abstractmethod
+    def build(self, model: ModelFacts) -> tuple[Controller, str]:
+        """The controller for a model, and the node's text output: what it does, in words."""
+
+
+class Controller(ControlOptions):
     """A frozen set of options that edits or reads attention calls or features.
+
+    It is its own `ControlOptions`: a controller whose fields are its node's inputs needs no other.
 
     Controllers chain: the first of a list sees a call first. Its `attend` (or `proceed`) runs the
     rest of the chain, then other packs' patches, then the host's attention. What a controller
@@ -137,6 +157,10 @@ class Controller(abc.ABC):
     """Whether `after_step` does anything."""
     rank: ClassVar[int] = 1
     """Controllers of a lower rank see a call first, in whatever order their nodes stand."""
+
+    def build(self, model: ModelFacts) -> tuple[Controller, str]:
+        """Itself, where its fields are all that it needs."""
+        return self, ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
         """Itself: options never change, and ComfyUI copies everything in a model at every clone."""
@@ -211,19 +235,6 @@ def peers(rows: tuple[Row, ...]) -> list[list[int]]:
     for index, row in enumerate(rows):
         chunks.setdefault(row.chunk, []).append(index)
     return list(chunks.values())
-
-
-def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:
-    """Raise PivotError unless 0 <= start <= end <= 1; `name` is what the inputs are called before
-    start and end."""
-    start, end = window
-    if not 0.0 <= start <= end <= 1.0:
-        raise PivotError(
-            f"{name}start and {name}end between 0 and 1, in this order",
-            f"{start} and {end}",
-            "They are fractions of the steps, counted from noise.",
-            where,
-        )
 
 
 def window_open(window: tuple[float, float], place: Place, rows: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from .control import Branch, Place
+from .options import Method
 
 if TYPE_CHECKING:
     from .trajectory import Trajectory
@@ -31,7 +32,7 @@ class Uncond:
 NEGATIVE, SOURCE, NULL = Uncond("negative"), Uncond("source"), Uncond("negative", null=True)
 
 
-class Correction(abc.ABC):
+class Correction(Method, abc.ABC):
     """A correction method, a frozen set of options without state.
 
     name: its name in the papers; label: one line for people.

@@ -35,3 +35,16 @@ def check_fraction(value: float, name: str, where: str) -> None:
     """Raise PivotError unless 0 <= value <= 1."""
     if not 0.0 <= value <= 1.0:
         raise PivotError(f"{name} between 0 and 1", f"{value:g}", "0.5 is the middle.", where)
+
+
+def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:
+    """Raise PivotError unless 0 <= start <= end <= 1; `name` is what the inputs are called before
+    start and end."""
+    start, end = window
+    if not 0.0 <= start <= end <= 1.0:
+        raise PivotError(
+            f"{name}start and {name}end between 0 and 1, in this order",
+            f"{start} and {end}",
+            "They are fractions of the steps, counted from noise.",
+            where,
+        )

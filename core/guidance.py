@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from .control import Place
+from .options import Method, number
 from .stepper import Moment
 
 
@@ -21,7 +22,7 @@ class Guided:
     edit: torch.Tensor | None = None
 
 
-class Guidance(abc.ABC):
+class Guidance(Method, abc.ABC):
     """A guidance rule, a frozen set of options without state: eps = eps_u + cfg * delta.
 
     Rows are [source; target 0; target 1; ...], each of B pictures.
@@ -54,3 +55,14 @@ class Guidance(abc.ABC):
     ) -> torch.Tensor:
         """The latents after a step; x is what the step rule made of them; denoised is x0 of it."""
         return x
+
+
+def source_cfg_option() -> Any:
+    """The field of rules whose source rows may have a cfg of their own."""
+    return number(
+        None,
+        0.0,
+        30.0,
+        0.1,
+        "Guidance of the source row alone; 0 takes the edit's. ProxMasaCtrl has 1.",
+    )

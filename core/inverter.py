@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from .errors import check_finite
+from .options import Method
 from .path import Denoise, Path
 
 
@@ -51,7 +52,7 @@ class Inverted:
 OnStep = Callable[[int, Step], None]
 
 
-class Inverter(abc.ABC):
+class Inverter(Method, abc.ABC):
     """An inversion method, a frozen set of options.
 
     name: its name in the papers; label: one line for people; path: the latents' coordinates are the

@@ -166,3 +166,10 @@ class Results:
 def _fingerprint(sample: torch.Tensor) -> bytes:
     """In half precision, because hosts may keep what samplers give in it."""
     return hashlib.sha256(sample.detach().cpu().half().contiguous().numpy().tobytes()).digest()
+
+
+def mask_pictures(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """MASK as [pictures, H, W] on the CPU."""
+    if mask is None:
+        return None
+    return mask.detach().float().cpu().reshape(-1, *mask.shape[-2:])

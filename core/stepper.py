@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from .control import Place, Reads
+from .options import Method
 from .path import Path
 from .trajectory import Trajectory
 
@@ -41,7 +42,7 @@ class Moment:
         return self.trajectory.extras[name][self.trajectory.steps - self.upper]
 
 
-class StepRule(abc.ABC):
+class StepRule(Method, abc.ABC):
     """How latents get from one level to the next, a frozen set of options: deterministic, or with
     noise that the trajectory holds.
 

@@ -141,6 +141,10 @@ class PromptPair:
         return (align_replace if replace else align_refine)(self.source, self.target)
 
 
+Words = tuple[PromptPair, ...]
+"""One pair for each target; all have the same source."""
+
+
 def align_positions(source: Prompt, target: Prompt) -> Alignment:
     """Column by column, as reweighting alone does in the references; prompts of as many columns.
 
@@ -393,3 +397,31 @@ def _explain_refine(source: Prompt, target: Prompt, mapper: torch.Tensor, own: t
     kept = len(target.words) - len(new)
     parts = [f"{word!r} new" for word in new] + [f"{word!r} gone" for word in lost]
     return "; ".join([*parts, f"{kept} words kept"])
+
+
+def check_in_pairs(words: Words, phrase: str) -> None:
+    """Raise PivotError listing the words there are if no prompt of any pair has a phrase."""
+    check_among([prompt for pair in words for prompt in (pair.source, pair.target)], phrase)
+
+
+def columns_in_both(
+    pair: PromptPair, listed: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The columns of words in the source and in the target. A word of one prompt stands for its
+    counterpart in the other, where the words are aligned one by one."""
+    source: dict[int, None] = {}
+    target: dict[int, None] = {}
+    for phrase in listed:
+        old, new = pair.source.seek(phrase), pair.target.seek(phrase)
+        source.update(dict.fromkeys(old or _counterpart(pair.target, pair.source, new)))
+        target.update(dict.fromkeys(new or _counterpart(pair.source, pair.target, old)))
+    return tuple(source), tuple(target)
+
+
+def _counterpart(here: Prompt, there: Prompt, columns: tuple[int, ...]) -> tuple[int, ...]:
+    """The columns, in another prompt, of the words that stand at the same place, if both have as
+    many words."""
+    if len(here.words) != len(there.words):
+        return ()
+    at = [index for index, word in enumerate(here.words) if set(word.core) & set(columns)]
+    return tuple(column for index in at for column in there.words[index].core)

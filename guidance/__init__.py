@@ -1,9 +1,9 @@
-"""Guidance rules: one file per rule."""
+"""Guidance rules: one file per rule, which is here because its file is."""
 
 from __future__ import annotations
 
 from ..core.guidance import Guidance
-from .cfg import ClassifierFree
-from .proximal import Proximal
+from ..core.registry import discover
 
-RULES: tuple[type[Guidance], ...] = (ClassifierFree, Proximal)
+RULES = discover(__name__, Guidance)
+globals().update({kind.__name__: kind for kind in RULES})  # each by its name, as if listed

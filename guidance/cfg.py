@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..core.control import Place
-from ..core.guidance import Guidance, Guided
+from ..core.guidance import Guidance, Guided, source_cfg_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ClassifierFree(Guidance):
     title: ClassVar[str] = "classifier-free guidance"
     plain: ClassVar[bool] = True
 
-    source_cfg: float | None = None
+    source_cfg: float | None = source_cfg_option()
 
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         return Guided(delta)

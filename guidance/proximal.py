@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import torch
 
-from ..core.control import Place, check_window, window_open
-from ..core.errors import PivotError, check_fraction
-from ..core.guidance import Guidance, Guided
+from ..core import options
+from ..core.control import Place, window_open
+from ..core.guidance import Guidance, Guided, source_cfg_option
 from ..core.stepper import Moment
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -76,37 +76,66 @@ class Proximal(Guidance):
 
     title: ClassVar[str] = "Proximal Guidance"
 
-    operator: str = "soft"
-    quantile: float = 0.4
-    threshold: float = 0.0
-    population: str = "target"
-    window: tuple[float, float] = (0.0, 1.0)
-    inversion_rate: float = 0.0
-    reconstruction_rate: float = 0.0
-    guide_window: tuple[float, float] = (0.6, 1.0)
-    dilation: int = 1
-    source_cfg: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("operator", self.operator, OPERATOR_NAMES),
-            ("population", self.population, POPULATIONS),
-        ):
-            if value not in known:
-                raise PivotError(
-                    f"{name} to be one of {known}", repr(value), "Choose one of them.", self.title
-                )
-        for name in ("quantile", "inversion_rate", "reconstruction_rate"):
-            check_fraction(getattr(self, name), name, self.title)
-        if self.threshold < 0.0 or self.dilation < 0:
-            raise PivotError(
-                "threshold and dilation of 0 or more",
-                f"{self.threshold:g} and {self.dilation}",
-                "0 takes the quantile, and dilates nothing.",
-                self.title,
-            )
-        check_window(self.window, "", self.title)
-        check_window(self.guide_window, "guide_", self.title)
+    operator: str = options.choice(
+        "soft",
+        OPERATOR_NAMES,
+        "What becomes of differences between the prompts' predictions. cfg: all guide; soft: "
+        "shrunk by the threshold (the reference's l0); hard: only those above it; legacy_l1: the "
+        "reference's l1, which turns some signs.",
+    )
+    quantile: float = options.fraction(
+        0.4,
+        "The part of the differences that does not guide. Higher keeps more and edits less; 0.4 to "
+        "0.8.",
+    )
+    threshold: float = options.number(
+        0.0,
+        0.0,
+        10.0,
+        0.01,
+        "A fixed threshold in units of noise, in the quantile's place; 0 takes the quantile. 0.01 "
+        "to 0.2.",
+        advanced=True,
+    )
+    population: str = options.choice(
+        "target",
+        POPULATIONS,
+        "What the quantile is taken over. target: each target's own differences; legacy: source "
+        "and target together as in the reference, whose 0.7 is then the target's 0.4.",
+        advanced=True,
+    )
+    window: tuple[float, float] = options.window(
+        (0.0, 1.0),
+        "First thresholded step, as a fraction of all; before it guidance is plain.",
+        "Last thresholded step, as a fraction of all; after it guidance is plain.",
+    )
+    inversion_rate: float = options.fraction(
+        0.0,
+        "Inversion guidance: how far latents move to the trajectory after a step where nothing is "
+        "edited. 1 keeps these places exactly; 0 is off, and right where something is to move "
+        "away. Papers 0.1 to 1.",
+    )
+    reconstruction_rate: float = options.fraction(
+        0.0,
+        "Reconstruction guidance: the same for the predicted picture, towards the source picture. "
+        "0 is off.",
+        advanced=True,
+    )
+    guide_window: tuple[float, float] = options.window(
+        (0.6, 1.0),
+        "First step with either, as a fraction of all. Lower keeps more; papers 0.4 to 0.6.",
+        "Last step with either, as a fraction of all.",
+        prefix="guide_",
+    )
+    dilation: int = options.integer(
+        1,
+        0,
+        32,
+        "By how many latent pixels (8 picture pixels) edited places grow before that. Higher keeps "
+        "less.",
+        advanced=True,
+    )
+    source_cfg: float | None = source_cfg_option()
 
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         if not window_open(self.window, place, place.steps):

@@ -8,21 +8,18 @@ from typing import Any
 from ..core.correction import Correction
 from ..core.errors import PivotError
 from ..core.inverter import Inverter
-from ..core.recipe import Recipe, built
+from ..core.recipe import Recipe, built, recipe_of
+from ..core.registry import discover
 from ..core.stepper import StepRule
 from ..core.trajectory import Trajectory
-from .ddim import Ddim, DdimStep, Uncorrected
-from .direct import Direct
-from .fixed_point import FixedPoint
-from .negative_prompt import NegativePrompt
-from .null_text import NullText
-from .uni import Uni
 
-INVERTERS: dict[str, type[Inverter]] = {kind.name: kind for kind in (Ddim, FixedPoint, Uni)}
-CORRECTIONS: dict[str, type[Correction]] = {
-    kind.name: kind for kind in (Direct, NegativePrompt, NullText, Uncorrected)
-}
-STEPPERS: dict[str, type[StepRule]] = {kind.name: kind for kind in (DdimStep,)}
+INVERTERS = {kind.name: kind for kind in discover(__name__, Inverter)}
+CORRECTIONS = {kind.name: kind for kind in discover(__name__, Correction)}
+STEPPERS = {kind.name: kind for kind in discover(__name__, StepRule)}
+for _each in (INVERTERS, CORRECTIONS, STEPPERS):
+    globals().update({kind.__name__: kind for kind in _each.values()})  # as if listed
+PLAIN = "ddim"
+"""The step rule of inversions that say none."""
 AUTO = "auto"
 
 
@@ -59,9 +56,15 @@ def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
     return chosen
 
 
+def with_stepper(trajectory: Trajectory, rule: StepRule) -> Trajectory:
+    """The inversion with a step rule's recipe, which every replay follows."""
+    rule.check(trajectory)
+    return dataclasses.replace(trajectory, stepper=recipe_of(rule))
+
+
 def rule_for(trajectory: Trajectory) -> StepRule:
     """The step rule that an inversion is replayed by: plain DDIM unless it says another."""
-    recipe = trajectory.stepper or Recipe(DdimStep.name)
-    rule = built(recipe, STEPPERS, "step rule")
+    recipe = trajectory.stepper
+    rule = built(recipe, STEPPERS, "step rule") if recipe else STEPPERS[PLAIN]()
     rule.check(trajectory)
     return rule

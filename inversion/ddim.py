@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..core import options
 from ..core.correction import Correction
-from ..core.errors import PivotError
 from ..core.inverter import Inverter, Move, Step
 from ..core.path import Denoise
 from ..core.stepper import Moment, StepRule
@@ -29,15 +29,13 @@ class Ddim(Inverter):
     name: ClassVar[str] = "ddim"
     label: ClassVar[str] = "one evaluation a step"
 
-    evaluation: str = "reference"
-
-    def __post_init__(self) -> None:
-        if self.evaluation not in EVALUATIONS:
-            raise PivotError(
-                f"evaluation to be one of {EVALUATIONS}",
-                repr(self.evaluation),
-                "Choose one of them.",
-            )
+    evaluation: str = options.choice(
+        "reference",
+        EVALUATIONS,
+        "Of ddim: where the network is asked. reference: at the time of the upper level, as public "
+        "implementations do, and closer; naive: of the lower level.",
+        advanced=True,
+    )
 
     def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
         reference = self.evaluation == "reference" or move.lower == 0.0

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from ..core import options
 from ..core.correction import Correction
-from ..core.errors import PivotError
+from ..core.options import NodeText
 from ..core.trajectory import Trajectory
 
 
@@ -29,18 +30,34 @@ class Direct(Correction):
     name: ClassVar[str] = "direct"
     label: ClassVar[str] = "exact source at any cfg"
 
-    legacy: bool = False
-    scale: float = 1.0
-    every: int = 1
+    node: ClassVar[NodeText] = NodeText(
+        "PivotDirectInversion",
+        "Direct Inversion",
+        "Marks an inversion to be replayed with its source row set from the trajectory, which is "
+        "exact at any cfg. Only needed for the reference's own form and its ablations: edit nodes "
+        "set to auto are direct.",
+        ("pnp inversion", "direct inversion", "source branch correction"),
+    )
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.scale <= 1.0 or self.every < 1:
-            raise PivotError(
-                "scale between 0 and 1 and every at least 1",
-                f"{self.scale} and {self.every}",
-                "1 and 1 bring the source back exactly.",
-                "Direct Inversion",
-            )
+    legacy: bool = options.flag(
+        False,
+        "Adds the difference to the source row, as the reference does, instead of setting the row. "
+        "The same to the last bit but one, and costs the source's rows.",
+        advanced=True,
+    )
+    scale: float = options.fraction(
+        1.0,
+        "How much of the difference is added. 1 is exact; the paper's ablation tries 0.4 and 0.8.",
+        step=0.05,
+        advanced=True,
+    )
+    every: int = options.integer(
+        1,
+        1,
+        999,
+        "Only at every k-th step. 1 is exact; the paper's ablation tries 2 to 49.",
+        advanced=True,
+    )
 
     @property
     def pinned(self) -> bool:

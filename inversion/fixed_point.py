@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..core.errors import PivotError
+from ..core import options
 from ..core.inverter import Inverter, Move, Step
 from ..core.path import Denoise
 
@@ -33,17 +33,23 @@ class FixedPoint(Inverter):
     name: ClassVar[str] = "fixed_point"
     label: ClassVar[str] = "iterated until the step no longer changes, also at cfg > 1"
 
-    iterations: int = 5
-    tolerance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if self.iterations < 0 or self.tolerance < 0.0:
-            raise PivotError(
-                "iterations and tolerance of 0 or more",
-                f"{self.iterations} and {self.tolerance:g}",
-                "3 to 10 iterations.",
-                "fixed-point inversion",
-            )
+    iterations: int = options.integer(
+        5,
+        0,
+        50,
+        "Of fixed_point, at most: it stops where the step no longer changes, or changes more. "
+        "Higher is more exact; 3 to 10.",
+        optional=True,
+    )
+    tolerance: float = options.number(
+        1e-6,
+        0.0,
+        1.0,
+        1e-7,
+        "Of fixed_point: the relative change of a step at which a picture is done.",
+        advanced=True,
+        shown=False,
+    )
 
     def rows(self, steps: int) -> int:
         """The DDIM step's, and one for each iteration."""

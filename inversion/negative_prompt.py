@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from ..core import options
 from ..core.control import Branch, Place
 from ..core.correction import (
     NEGATIVE,
@@ -13,7 +14,7 @@ from ..core.correction import (
     Correction,
     Uncond,
 )
-from ..core.errors import check_fraction
+from ..core.options import NodeText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +30,30 @@ class NegativePrompt(Correction):
     name: ClassVar[str] = "negative_prompt"
     label: ClassVar[str] = "source prompt as the negative; as exact as its inversion at cfg 1"
 
-    interpolation: float = 0.0
-    keep_source: bool = False
-    start: float = 0.0
+    node: ClassVar[NodeText] = NodeText(
+        "PivotNegativePromptInversion",
+        "Negative-Prompt Inversion",
+        "Marks an inversion to be replayed with the source prompt as the negative one: as exact as "
+        "the inversion at cfg 1, at no cost. Edit nodes set to auto follow it.",
+        ("npi", "negative prompt inversion", "proxnpi"),
+    )
 
-    def __post_init__(self) -> None:
-        check_fraction(self.interpolation, "interpolation", "Negative-Prompt Inversion")
-        check_fraction(self.start, "start", "Negative-Prompt Inversion")
+    interpolation: float = options.fraction(
+        0.0,
+        "From the source prompt (0) to the negative prompt (1), along the sphere. Higher edits "
+        "more freely and comes back less exactly; 0 to 0.5, papers 0.",
+        step=0.05,
+    )
+    keep_source: bool = options.flag(
+        False,
+        "The source row reads the source prompt whatever the interpolation: exact, while targets "
+        "are free. ProxMasaCtrl has it on, with interpolation 1.",
+    )
+    start: float = options.fraction(
+        0.0,
+        "Before this fraction of the steps the negative prompt is read; papers 0.",
+        advanced=True,
+    )
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
         if place.step < int(self.start * place.steps):

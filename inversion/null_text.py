@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
+from ..core import options
 from ..core.control import Branch, Place
 from ..core.correction import NEGATIVE, Correction, Uncond
 from ..core.errors import PivotError, check_finite
@@ -39,10 +40,12 @@ class NullText(Correction):
     name: ClassVar[str] = "null_text"
     label: ClassVar[str] = "an optimised empty prompt for every step, from Null-Text Optimize"
 
-    single_branch: bool = False
-    base: Literal["negative", "source"] = "negative"
-    cfg: float = 7.5
-    negative: str = ""
+    single_branch: bool = options.flag(False, "Whether targets read the negative prompt.")
+    base: Literal["negative", "source"] = options.choice(
+        "negative", ("negative", "source"), "Whose pooled vector and sizes go with the embedding."
+    )
+    cfg: float = options.number(7.5, 0.0, 30.0, 0.1, "What the embedding was optimised at.")
+    negative: str = options.text("", "The fingerprint of the negative prompt.")
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
         return (

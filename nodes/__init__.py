@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention import PivotLocalBlend, PivotMasaCtrl, PivotPromptToPrompt
 from .compare import PivotCompare
 from .guidance import PivotProximalGuidance, PivotProximalGuider
-from .inversion import (
-    PivotDDIMInversion,
-    PivotDirectInversion,
-    PivotInversionParts,
-    PivotNegativePromptInversion,
-)
+from .inversion import PivotDDIMInversion, PivotInversionParts
 from .loaders import PivotToyModel
-from .maps import PivotAttentionMaps, PivotBlendMask, PivotRecordAttention
+from .maps import PivotAttentionMaps, PivotBlendMask
+from .methods import method_nodes
 from .null_text import PivotNullTextOptimize
 from .prompts import (
     PivotAddTarget,
@@ -34,20 +29,15 @@ NODES: list[type[io.ComfyNode]] = [
     PivotRowsForKSampler,
     PivotDDIMInversion,
     PivotNullTextOptimize,
-    PivotNegativePromptInversion,
-    PivotDirectInversion,
     PivotInversionParts,
     PivotSaveInversion,
     PivotLoadInversion,
     PivotInversionReport,
-    PivotPromptToPrompt,
-    PivotLocalBlend,
-    PivotMasaCtrl,
+    *method_nodes().values(),
     PivotEditSampler,
     PivotEditGuider,
     PivotProximalGuidance,
     PivotProximalGuider,
-    PivotRecordAttention,
     PivotAttentionMaps,
     PivotBlendMask,
     PivotCompare,

@@ -1,20 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..core.options import Option, options_of
 from ..core.schedule import LEVELS
-from ..host.tasks.inversion import InversionParts, invert_latent, with_correction
-from ..inversion import (
-    INVERTERS,
-    Ddim,
-    Direct,
-    FixedPoint,
-    NegativePrompt,
-    inverter_named,
-)
-from ..inversion.ddim import EVALUATIONS
+from ..host.tasks.inversion import InversionParts, invert_latent
+from ..inversion import INVERTERS, PLAIN, inverter_named
+from .methods import input_of
 from .sockets import (
     CATEGORY,
     Inversion,
@@ -24,27 +19,42 @@ from .sockets import (
 )
 
 
+def inverter_options() -> dict[str, Option]:
+    """The options of all inversion methods. Where several have one of a name, the first method's
+    stands for all."""
+    found: dict[str, Option] = {}
+    for kind in INVERTERS.values():
+        for option in options_of(kind):
+            found.setdefault(option.name, option)
+    return {name: option for name, option in found.items() if option.shown}
+
+
+PLACED = ("evaluation", "iterations")
+"""Options of inversion methods that stand in the middle of the node; others stand at its end."""
+
+
+def _placed(name: str) -> list[io.Input]:
+    """The input of an option, if a method has it."""
+    return [input_of(option) for option in inverter_options().values() if option.name == name]
+
+
+def _others() -> list[io.Input]:
+    others = [option for name, option in inverter_options().items() if name not in PLACED]
+    return [input_of(dataclasses.replace(option, optional=True)) for option in others]
+
+
 def _method_inputs() -> list[io.Input]:
     """Which way to noise, and at which guidance."""
     return [
         io.Combo.Input(
             "method",
             options=list(INVERTERS),
-            default=Ddim.name,
+            default=PLAIN,
             optional=True,
             tooltip="; ".join(f"{kind.name}: {kind.label}" for kind in INVERTERS.values())
             + ". fixed_point costs as many evaluations a step as it iterates.",
         ),
-        io.Int.Input(
-            "iterations",
-            default=FixedPoint.iterations,
-            min=0,
-            max=50,
-            optional=True,
-            tooltip="Of fixed_point, at most: it stops where the step no longer changes, or "
-            "changes more. "
-            "Higher is more exact; 3 to 10.",
-        ),
+        *_placed("iterations"),
         io.Float.Input(
             "cfg",
             default=1.0,
@@ -61,6 +71,7 @@ def _method_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Only for a cfg other than 1: what unconditional rows read, as for the edit.",
         ),
+        *_others(),
     ]
 
 
@@ -97,15 +108,9 @@ class PivotDDIMInversion(io.ComfyNode):
                     tooltip="The clean end of the noise levels. reference: the model's first "
                     "level, as in the papers; "
                     "host: zero, as in ComfyUI's ddim_uniform.",
+                    advanced=True,
                 ),
-                io.Combo.Input(
-                    "evaluation",
-                    options=list(EVALUATIONS),
-                    default=Ddim.evaluation,
-                    tooltip="Of ddim: where the network is asked. reference: at the time of the "
-                    "upper level, as public "
-                    "implementations do, and closer; naive: of the lower level.",
-                ),
+                *_placed("evaluation"),
                 io.Boolean.Input(
                     "check_reconstruction",
                     default=True,
@@ -133,114 +138,17 @@ class PivotDDIMInversion(io.ComfyNode):
         source: Any,
         steps: int,
         levels: str,
-        evaluation: str,
         check_reconstruction: bool,
-        method: str = Ddim.name,
-        iterations: int = FixedPoint.iterations,
+        method: str = PLAIN,
         cfg: float = 1.0,
         negative: Any = None,
+        **options: Any,
     ) -> io.NodeOutput:
-        inverter = inverter_named(method, evaluation=evaluation, iterations=iterations)
+        inverter = inverter_named(method, **options)
         trajectory, psnr, report = invert_latent(
             model, latent, source, steps, levels, inverter, check_reconstruction, negative, cfg
         )
         return io.NodeOutput(trajectory, psnr, report, ui=ui.PreviewText(report))
-
-
-class PivotNegativePromptInversion(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PivotNegativePromptInversion",
-            display_name="Negative-Prompt Inversion",
-            category=CATEGORY,
-            description="Marks an inversion to be replayed with the source prompt as the negative "
-            "one: as exact as the "
-            "inversion at cfg 1, at no cost. Edit nodes set to auto follow it.",
-            search_aliases=["npi", "negative prompt inversion", "proxnpi"],
-            inputs=[
-                inversion_input(),
-                io.Float.Input(
-                    "interpolation",
-                    default=NegativePrompt.interpolation,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="From the source prompt (0) to the negative prompt (1), along the "
-                    "sphere. Higher edits "
-                    "more freely and comes back less exactly; 0 to 0.5, papers 0.",
-                ),
-                io.Boolean.Input(
-                    "keep_source",
-                    default=NegativePrompt.keep_source,
-                    tooltip="The source row reads the source prompt whatever the interpolation: "
-                    "exact, while targets "
-                    "are free. ProxMasaCtrl has it on, with interpolation 1.",
-                ),
-                io.Float.Input(
-                    "start",
-                    default=NegativePrompt.start,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Before this fraction of the steps the negative prompt is read; "
-                    "papers 0.",
-                ),
-            ],
-            outputs=[Inversion.Output(display_name="inversion")],
-        )
-
-    @classmethod
-    def execute(cls, inversion: Any, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(with_correction(inversion, NegativePrompt(**options)))
-
-
-class PivotDirectInversion(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PivotDirectInversion",
-            display_name="Direct Inversion",
-            category=CATEGORY,
-            description="Marks an inversion to be replayed with its source row set from the "
-            "trajectory, which is "
-            "exact at any cfg. Only needed for the reference's own form and its ablations: edit "
-            "nodes set to auto are "
-            "direct.",
-            search_aliases=["pnp inversion", "direct inversion", "source branch correction"],
-            inputs=[
-                inversion_input(),
-                io.Boolean.Input(
-                    "legacy",
-                    default=Direct.legacy,
-                    tooltip="Adds the difference to the source row, as the reference does, "
-                    "instead of setting the row. "
-                    "The same to the last bit but one, and costs the source's rows.",
-                ),
-                io.Float.Input(
-                    "scale",
-                    default=Direct.scale,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much of the difference is added. 1 is exact; the paper's "
-                    "ablation tries 0.4 and 0.8.",
-                ),
-                io.Int.Input(
-                    "every",
-                    default=Direct.every,
-                    min=1,
-                    max=999,
-                    tooltip="Only at every k-th step. 1 is exact; the paper's ablation tries 2 to "
-                    "49.",
-                ),
-            ],
-            outputs=[Inversion.Output(display_name="inversion")],
-        )
-
-    @classmethod
-    def execute(cls, inversion: Any, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(with_correction(inversion, Direct(**options)))
 
 
 class PivotInversionParts(io.ComfyNode):

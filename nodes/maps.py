@@ -4,52 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention import AttentionMaps
-from ..host.tasks import controls
 from ..host.tasks.masks import MaskOptions, check_blended, word_heat
 from .sockets import CATEGORY, model_input
 
 _SAMPLES = "The latent exactly as the sampler gave it: it tells which run is meant."
-
-
-class PivotRecordAttention(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PivotRecordAttention",
-            display_name=AttentionMaps.title,
-            category=CATEGORY,
-            description="Makes a model note where it looks for every word, with any sampler. "
-            "Sample with it, then show "
-            "the heat maps with Attention Maps. The picture stays the same.",
-            search_aliases=["daam", "attention heat map", "cross attention map", "record maps"],
-            inputs=[
-                model_input("The model to watch; the model itself is left as it is."),
-                io.Float.Input(
-                    "start",
-                    default=AttentionMaps.start,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From which fraction of the steps on. Early steps show the layout, "
-                    "late ones details.",
-                ),
-                io.Float.Input(
-                    "end",
-                    default=AttentionMaps.end,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Until which fraction of the steps. A shorter window costs less; "
-                    "usually 1.",
-                ),
-            ],
-            outputs=[io.Model.Output(display_name="MODEL")],
-        )
-
-    @classmethod
-    def execute(cls, model: Any, start: float, end: float) -> io.NodeOutput:
-        return io.NodeOutput(controls.record(model, start, end))
 
 
 class PivotAttentionMaps(io.ComfyNode):

@@ -57,6 +57,7 @@ class PivotNullTextOptimize(io.ComfyNode):
                     tooltip="on: blocks are run again on the way back instead of kept, a third "
                     "more time for a "
                     "fraction of the memory. auto: on where memory would be short.",
+                    advanced=True,
                 ),
             ],
             outputs=[

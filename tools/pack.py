@@ -12,7 +12,7 @@ from typing import Any
 
 NAME = "pivot_edit"
 ROOT = pathlib.Path(__file__).absolute().parent.parent
-PARTS = ("attention", "core", "guidance", "host", "inversion", "nodes", "show", "toy")
+PARTS = ("attention", "core", "features", "guidance", "host", "inversion", "nodes", "show", "toy")
 
 
 def load_pack() -> None:

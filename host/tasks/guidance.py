@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.guidance import Guidance
+from ...core.options import from_inputs
 from ...guidance import ClassifierFree, Proximal
 
 CUSTOM, PLAIN = "custom", "cfg"
@@ -18,36 +19,11 @@ which asks for inversion guidance and never passes it on; README's ProxMasaCtrl.
 1000 is the last 0.4 of the steps."""
 
 
-def guidance(
-    preset: str,
-    operator: str,
-    quantile: float,
-    threshold: float,
-    population: str,
-    start: float,
-    end: float,
-    inversion_rate: float,
-    reconstruction_rate: float,
-    guide_start: float,
-    guide_end: float,
-    dilation: int,
-    source_cfg: float,
-) -> Guidance:
-    """A preset, or the rule of the other values. source_cfg 0 is the targets' cfg."""
+def guidance(preset: str, operator: str, source_cfg: float, **inputs: Any) -> Guidance:
+    """A preset, or the rule of the other inputs. source_cfg 0 is the targets' cfg."""
     if preset != CUSTOM:
         return PRESETS[preset]
-    own: dict[str, Any] = {"source_cfg": source_cfg or None}
+    scale = source_cfg or None
     if operator == PLAIN:
-        return ClassifierFree(**own)
-    return Proximal(
-        operator,
-        quantile,
-        threshold,
-        population,
-        (start, end),
-        inversion_rate,
-        reconstruction_rate,
-        (guide_start, guide_end),
-        dilation,
-        **own,
-    )
+        return ClassifierFree(scale)
+    return from_inputs(Proximal, {"operator": operator, "source_cfg": scale, **inputs})

@@ -13,21 +13,29 @@ from typing import Any
 
 import pytest
 
-from pivot_edit.attention import CONTROLLERS
-from pivot_edit.core.control import Controller, Place
+from pivot_edit import attention, features
+from pivot_edit.core.control import ControlOptions, Place
 from pivot_edit.core.correction import Correction
+from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance
 from pivot_edit.core.inverter import Inverter
+from pivot_edit.core.options import NodeText, defaults, from_inputs, options_of
+from pivot_edit.core.registry import discover
+from pivot_edit.core.stepper import StepRule
 from pivot_edit.guidance import RULES
-from pivot_edit.inversion import CORRECTIONS, INVERTERS
+from pivot_edit.inversion import CORRECTIONS, INVERTERS, STEPPERS
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-METHOD_FOLDERS = ("attention", "inversion", "guidance")
+METHOD_FOLDERS = ("attention", "features", "inversion", "guidance")
 PURE = ("core", *METHOD_FOLDERS)
 PAPER = re.compile(r"arXiv\s\d{4}\.\d{4,5}\b")
 
-CONTRACTS = (Controller, Correction, Inverter, Guidance)
-METHODS: list[type] = [*CONTROLLERS, *INVERTERS.values(), *CORRECTIONS.values(), *RULES]
+CONTRACTS = (ControlOptions, Correction, Inverter, Guidance, StepRule)
+CONTROLLERS = [*attention.CONTROLLERS, *features.CONTROLLERS]
+OPTIONS = [*attention.OPTIONS, *features.OPTIONS]
+NAMED = (INVERTERS, CORRECTIONS, STEPPERS)
+KINDS: list[Any] = [kind for registry in NAMED for kind in registry.values()]
+METHODS: list[Any] = [*OPTIONS, *KINDS, *RULES]
 
 
 def modules(folder: str) -> list[ModuleType]:
@@ -52,8 +60,9 @@ def classes(module: ModuleType) -> list[type]:
 @pytest.mark.parametrize(
     ("folder", "registered"),
     [
-        ("attention", set(CONTROLLERS)),
-        ("inversion", {*INVERTERS.values(), *CORRECTIONS.values()}),
+        ("attention", set(attention.OPTIONS)),
+        ("features", set(features.OPTIONS)),
+        ("inversion", set(KINDS)),
         ("guidance", set(RULES)),
     ],
 )
@@ -61,7 +70,7 @@ def test_every_file_has_a_method_and_every_method_is_registered(
     folder: str, registered: set[type]
 ) -> None:
     found = {module.__name__: classes(module) for module in modules(folder)}
-    assert found and all(found.values())
+    assert all(found.values()) and (found or folder == "features")
     assert {one for each in found.values() for one in each} == registered
 
 
@@ -88,7 +97,7 @@ def test_every_method_file_names_its_paper(folder: str) -> None:
 def test_names_are_unique() -> None:
     controllers = [controller.__name__ for controller in CONTROLLERS]
     assert len(set(controllers)) == len(controllers)
-    for registry in (INVERTERS, CORRECTIONS):
+    for registry in NAMED:
         assert {name: kind.name for name, kind in registry.items()} == {n: n for n in registry}
         assert len({kind.label for kind in registry.values()}) == len(registry)
     files = [
@@ -97,7 +106,7 @@ def test_names_are_unique() -> None:
     assert len(set(files)) == len(files)
 
 
-@pytest.mark.parametrize("kind", [*INVERTERS.values(), *CORRECTIONS.values()])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_method_has_a_name_and_a_label(kind: Any) -> None:
     assert re.fullmatch(r"[a-z][a-z_]*", kind.name)
     assert kind.label and "\n" not in kind.label
@@ -119,6 +128,50 @@ def test_a_controller_fills_its_contract(controller: Any) -> None:
     required = [f.name for f in dataclasses.fields(controller) if f.default is dataclasses.MISSING]
     closed = controller(**dict.fromkeys(required))
     assert closed.wants("self", Place(0, 50, 13.0)) in (True, False)
+
+
+# options
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_explains_itself_and_its_default_is_allowed(method: Any) -> None:
+    names = [option.name for option in options_of(method)]
+    assert len(set(names)) == len(names)
+    for option in options_of(method):
+        assert option.tooltip.endswith(".") and option.low < option.high
+        if option.kind in ("number", "integer") and option.default is not None:
+            assert option.low <= option.default <= option.high
+        if option.kind == "choice":
+            assert option.default in option.names
+    assert set(defaults(method)) <= set(names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(method: Any) -> None:
+    """As they come through links, which ComfyUI does not compare with a node's ranges."""
+    required = [f.name for f in dataclasses.fields(method) if f.default is dataclasses.MISSING]
+    for option in options_of(method):
+        if option.kind not in ("number", "integer"):
+            continue
+        for value in (float("nan"), float("inf"), option.low - 1, option.high + 1, "1", True):
+            inputs = {**dict.fromkeys(required, ()), option.name: value}
+            message = rf"Expected .*{option.name}.* in {method.where()}"
+            with pytest.raises(PivotError, match=message):
+                from_inputs(method, inputs)
+
+
+def test_ids_of_nodes_are_unique_and_well_formed() -> None:
+    texts: list[NodeText] = [kind.node for kind in METHODS if vars(kind).get("node")]
+    assert len({text.id for text in texts}) == len(texts) == 6
+    for text in texts:
+        assert re.fullmatch(r"Pivot[A-Za-z0-9]+", text.id)
+        assert text.display_name and text.description.endswith(".") and text.search_aliases
+
+
+def test_a_registry_holds_what_files_define_in_the_order_of_its_names() -> None:
+    names = [kind.__name__ for kind in discover("pivot_edit.inversion", Correction)]
+    assert names == ["Direct", "NegativePrompt", "NullText", "Uncorrected"]
+    assert discover("pivot_edit.features", Correction) == ()
 
 
 def undescribed(source: str, promised: frozenset[str] = frozenset()) -> list[str]:

@@ -33,7 +33,7 @@ from test_editing import Passthrough, pair
 from tools.pack import part
 
 SIZE, STEPS, CFG = (8, 16), 4, 5.0
-ENDLESS = Proximal(threshold=1e6)
+ENDLESS = Proximal(threshold=10.0)
 ALWAYS = {"inversion_rate": 1.0, "guide_window": (0.0, 1.0)}
 PROXNPI = dataclasses.replace(PRESETS["proxnpi"], guide_window=(0.25, 1.0))
 

@@ -9,9 +9,10 @@ import torch
 
 import graphs
 import unets
+from pivot_edit.attention.prompt_to_prompt import PromptToPromptOptions
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.quality import NoiseFigures, psnr
-from pivot_edit.host.tasks.controls import prompt_to_prompt
+from pivot_edit.host.tasks.controls import controlled
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.tasks.report import Report, as_encoded, report
@@ -169,7 +170,7 @@ def test_another_picture_of_the_same_size_is_suspected(toy, image, texts, trajec
 
 def test_a_controlled_model_is_refused(toy, image, texts, trajectory) -> None:
     words = (read_pair(toy[1], graphs.SCENE.caption, graphs.SCENE.change(color="cyan").caption),)
-    model = prompt_to_prompt(toy[0], words, "auto", (0.0, 0.8), (0.0, 0.4), 0.25)[0]
+    model = controlled(toy[0], PromptToPromptOptions(words))[0]
     with pytest.raises(PivotError, match="without attention control, .* in Inversion Report"):
         report(model, toy[2], image, trajectory, **texts, cfg=5.0, correction="auto")
 

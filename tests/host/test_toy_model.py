@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from pivot_edit.attention.prompt_to_prompt import PromptToPromptOptions
 from pivot_edit.core.quality import psnr
 from pivot_edit.host.model.checks import fingerprint
-from pivot_edit.host.tasks.controls import prompt_to_prompt
+from pivot_edit.host.tasks.controls import controlled
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.text.prompts import encode, read_pair, read_prompt
@@ -121,11 +122,12 @@ def test_long_and_weighted_prompts_edit(toy: Any, source: str, target: str) -> N
     texts = [encode(clip, text) for text in (source, target, "")]
     latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
     pivot = invert_latent(model, latent, texts[0], 3, "reference", Ddim(), False)[0]
-    controlled = prompt_to_prompt(
-        model, words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5"
-    )[0]
+    options = PromptToPromptOptions(
+        words, "auto", (0.0, 1.0), (0.0, 0.0), 1.0, "blue: 2", "star: 0-0.5"
+    )
     edited, plain = (
-        edit(m, pivot, *texts, 3.0, "direct")[0]["samples"] for m in (controlled, model)
+        edit(m, pivot, *texts, 3.0, "direct")[0]["samples"]
+        for m in (controlled(model, options)[0], model)
     )
     assert torch.isfinite(edited).all()
     assert (edited - plain).abs().max() > 1e-2

@@ -184,9 +184,9 @@ def test_a_network_that_breaks_while_iterating_leaves_the_ddim_step() -> None:
 # errors
 
 
-@pytest.mark.parametrize("options", [{"iterations": -1}, {"tolerance": -1.0}])
-def test_negative_options_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(
-        PivotError, match="iterations and tolerance of 0 or more, but got .* in fixed-point"
-    ):
-        FixedPoint(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value"), [("iterations", -1), ("tolerance", -1.0), ("tolerance", float("nan"))]
+)
+def test_negative_options_are_refused(name: str, value: float) -> None:
+    with pytest.raises(PivotError, match=f"{name} between 0 and .* but got {value:g} in fixed_p"):
+        FixedPoint(**{name: value})  # type: ignore[arg-type]

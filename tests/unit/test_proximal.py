@@ -145,7 +145,7 @@ def test_the_quantile_is_that_of_torch(size: int, count: int, q: float, dtype: t
 
 @pytest.mark.parametrize("population", POPULATIONS)
 @pytest.mark.parametrize("operator", ["soft", "hard", "legacy_l0"])
-@pytest.mark.parametrize("options", [{"quantile": 1.0}, {"threshold": 1e6}])
+@pytest.mark.parametrize("options", [{"quantile": 1.0}, {"threshold": 10.0}])
 def test_above_all_differences_nothing_guides(
     population: str, operator: str, options: dict[str, float]
 ) -> None:
@@ -523,8 +523,10 @@ def test_reconstruction_guidance_moves_x0_inside_the_step() -> None:
         ({"quantile": 1.5}, "quantile between 0 and 1, but got 1.5"),
         ({"inversion_rate": -0.1}, "inversion_rate between 0 and 1, but got -0.1"),
         ({"reconstruction_rate": 2.0}, "reconstruction_rate between 0 and 1, but got 2"),
-        ({"threshold": -1.0}, "threshold and dilation of 0 or more, but got -1 and 1"),
-        ({"dilation": -2}, "threshold and dilation of 0 or more, but got 0 and -2"),
+        ({"threshold": -1.0}, "threshold between 0 and 10, but got -1"),
+        ({"dilation": -2}, "dilation between 0 and 32, but got -2"),
+        ({"threshold": float("nan")}, "threshold between 0 and 10, but got nan"),
+        ({"source_cfg": float("nan")}, "source_cfg between 0 and 30, but got nan"),
         (
             {"window": (0.8, 0.2)},
             r"Expected start and end between 0 and 1, in this order, but got 0.8 and 0.2",
