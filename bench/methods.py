@@ -202,6 +202,19 @@ def _masactrl(model: Any, words: Any, settings: Settings) -> Any:
     return _controlled(model, kind(window=(settings.masactrl_start, 1.0)))
 
 
+def _plain_node(kind: str) -> Callable[[Case, Settings], dict[str, Any]]:
+    """A control node with the defaults of its inputs."""
+    return lambda case, settings: node(kind, **_defaults(kind))
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """The defaults of a control node's inputs, as its method's fields have them."""
+    methods = (*part("attention").OPTIONS, *part("features").OPTIONS)
+    (method,) = (each for each in methods if each.node and each.node.id == kind)
+    defaults: dict[str, Any] = part("core.options").defaults(method)
+    return defaults
+
+
 def _blend_node(case: Case, settings: Settings) -> dict[str, Any]:
     return node(
         "PivotLocalBlend",
