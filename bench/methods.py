@@ -232,6 +232,7 @@ ATTENTION = {
     "p2p": Attention("P2P", _p2p_node, _p2p, modes=("replace", "refine")),
     "masactrl": Attention("MasaCtrl", _masactrl_node, _masactrl, rows=4),
     "blend": Attention("Local Blend", _blend_node),
+    "plug_and_play": Attention("Plug-and-Play", _plain_node("PivotPlugAndPlay"), rows=4),
     "style_aligned": Attention("StyleAligned", _plain_node("PivotStyleAligned"), rows=4),
 }
 
@@ -259,6 +260,7 @@ CONTROLS = {
     "p2p_blend": Control(("p2p", "blend")),
     "proxnpi": Control(("p2p",), guidance="proxnpi"),
     "masactrl": Control(("masactrl",)),
+    "plug_and_play": Control(("plug_and_play",), compared=False),
     "style_aligned": Control(("style_aligned",), compared=False),
     "proxmasactrl": Control(("masactrl",), guidance="proxmasactrl"),
     "p2p_blend_paste": Control(("p2p", "blend"), paste=True, compared=False),
