@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..core.options import Option, options_of
 from ..core.schedule import LEVELS
-from ..host.tasks.inversion import InversionParts, invert_latent
+from ..host.tasks.inversion import MOST_TARGETS, InversionParts, invert_latent
 from ..inversion import INVERTERS, PLAIN, inverter_named
 from .methods import input_of
 from .sockets import (
@@ -170,7 +170,7 @@ class PivotInversionParts(io.ComfyNode):
                     "targets",
                     default=1,
                     min=1,
-                    max=64,
+                    max=MOST_TARGETS,
                     optional=True,
                     tooltip="How many target prompts the Edit Guider has: 1, and 1 more for each "
                     "Add Target.",

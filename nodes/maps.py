@@ -4,7 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.options import from_inputs
 from ..host.tasks.masks import MaskOptions, check_blended, word_heat
+from .methods import inputs_of
 from .sockets import CATEGORY, model_input
 
 _SAMPLES = "The latent exactly as the sampler gave it: it tells which run is meant."
@@ -40,31 +42,7 @@ class PivotAttentionMaps(io.ComfyNode):
                     tooltip="Words or phrases to show, e.g. `cat, red sofa`. Empty shows every "
                     "word.",
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=MaskOptions.threshold,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Which share of a word's attention range belongs to its mask. Higher "
-                    "makes it smaller; "
-                    "0.3 to 0.6.",
-                ),
-                io.Float.Input(
-                    "blur",
-                    default=MaskOptions.blur,
-                    min=0.0,
-                    max=64.0,
-                    step=0.5,
-                    tooltip="Softens the masks' edges, in pixels. 0 leaves them hard.",
-                ),
-                io.Int.Input(
-                    "grow",
-                    default=MaskOptions.grow,
-                    min=-128,
-                    max=128,
-                    tooltip="Widens the masks by so many pixels; negative shrinks them.",
-                ),
+                *inputs_of(MaskOptions),
             ],
             outputs=[
                 io.Image.Output(display_name="heat maps", tooltip="One picture for each word."),
@@ -87,11 +65,9 @@ class PivotAttentionMaps(io.ComfyNode):
         clip: Any,
         prompt: str,
         words: str,
-        threshold: float,
-        blur: float,
-        grow: int,
+        **mask: Any,
     ) -> io.NodeOutput:
-        options = MaskOptions(threshold, blur, grow)
+        options = from_inputs(MaskOptions, mask)
         shown = word_heat(model, samples["samples"], image, clip, prompt, words, options)
         return io.NodeOutput(shown.pictures, shown.grid, shown.masks, ", ".join(shown.words))
 

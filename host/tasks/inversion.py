@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...core.correction import Correction
+from ...core.errors import PivotError
 from ...core.inverter import Inverter
 from ...core.quality import latent_psnr
 from ...core.recipe import recipe_of
@@ -18,6 +19,8 @@ from ..run.replay import ReplaySampler
 from ..run.sampling import TrajectoryNoise, clean_rows, run_inversion
 from ..text.prompts import Conditioning
 from .editing import replay
+
+MOST_TARGETS = 64
 
 
 def invert_latent(
@@ -75,6 +78,13 @@ class InversionParts:
         cls, model: Any, trajectory: Trajectory, correction: str, targets: int = 1
     ) -> InversionParts:
         """The parts under a correction method's name, for a number of target prompts."""
+        if not 1 <= targets <= MOST_TARGETS:
+            raise PivotError(
+                f"targets between 1 and {MOST_TARGETS}",
+                str(targets),
+                "Set it to the number of target prompts.",
+                "Inversion Parts",
+            )
         correction_for(trajectory, correction)
         return cls(
             ReplaySampler(trajectory, correction),

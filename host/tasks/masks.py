@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ...attention import AttentionMaps, LocalBlend
 from ...core.errors import PivotError
 from ...core.maps import resize
+from ...core.options import Method, fraction, integer, number
 from ...core.words import Prompt, bare, phrases
 from ...show.grids import labelled_grid, overlay
 from ..run.runs import controllers_of
@@ -61,12 +62,20 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskOptions:
-    """threshold: share of a map's range; blur, grow: pixels, grow negative to shrink."""
+class MaskOptions(Method):
+    """How a heat map becomes a mask."""
 
-    threshold: float = 0.4
-    blur: float = 0.0
-    grow: int = 0
+    title: ClassVar[str] = "Attention Maps"
+
+    threshold: float = fraction(
+        0.4,
+        "Which share of a word's attention range belongs to its mask. Higher makes it smaller; 0.3 "
+        "to 0.6.",
+    )
+    blur: float = number(
+        0.0, 0.0, 64.0, 0.5, "Softens the masks' edges, in pixels. 0 leaves them hard."
+    )
+    grow: int = integer(0, -128, 128, "Widens the masks by so many pixels; negative shrinks them.")
 
 
 def word_heat(

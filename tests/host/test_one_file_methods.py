@@ -177,14 +177,14 @@ def test_a_step_rule_is_one_file(nodes, model) -> None:
 
 def test_a_guidance_rule_is_one_file(nodes, model) -> None:
     node, pivot = nodes["PivotModest"], inverted(nodes, model)
-    assert inputs_of(node) == ["share", "at_least"]
+    assert inputs_of(node) == ["share", "instead"]
     plain = edited(nodes, model, pivot)
-    rules = [node.execute(share=share, at_least=0.0).args[0] for share in (1.0, 0.5)]
+    rules = [node.execute(share=share, instead=0.0).args[0] for share in (1.0, 0.5)]
     whole, half = (edited(nodes, model, pivot, guidance=rule) for rule in rules)
     assert torch.equal(whole[0], plain[0]) and differ(half[0], plain[0])
     at_half = edited(nodes, model, pivot, cfg=(1.0 + CFG) / 2.0)
     torch.testing.assert_close(half[0], at_half[0])
-    rule = node.execute(share=0.0, at_least=CFG).args[0]
+    rule = node.execute(share=0.0, instead=CFG).args[0]
     assert torch.equal(edited(nodes, model, pivot, guidance=rule)[0], plain[0])
 
 

@@ -23,10 +23,10 @@ class Modest(Guidance):
     )
 
     share: float = options.fraction(0.5, "The share of the guidance that stays.")
-    at_least: float | None = options.number(None, 0.0, 30.0, 0.1, "No less cfg than this.")
+    instead: float | None = options.number(None, 0.0, 30.0, 0.1, "A cfg instead; 0 is none.")
 
     def scale(self, cfg: float, place: Place) -> float:
-        return max(1.0 + self.share * (cfg - 1.0), self.at_least or 0.0)
+        return 1.0 + self.share * (cfg - 1.0) if self.instead is None else self.instead
 
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         return Guided(delta)
