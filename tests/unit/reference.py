@@ -124,9 +124,12 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> 
 def fused(heads: int) -> Callable[..., torch.Tensor]:
     """The host's fast attention: torch's own, in the precision of its input."""
 
-    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def run(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         split = [split_heads(x, heads) for x in (q, k, v)]
-        return join_heads(torch.nn.functional.scaled_dot_product_attention(*split))
+        mask = None if bias is None else bias.to(q)[:, None]
+        return join_heads(torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=mask))
 
     return run
 
