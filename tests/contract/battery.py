@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import math
 import re
@@ -61,10 +62,26 @@ class Example:
     edits_source: bool = False
     exact: bool = True
 
+    @functools.cached_property
+    def whole(self) -> dict[Key, torch.Tensor]:
+        """The outputs of a controller's run in one call of all rows, which others must equal."""
+        return Trial(self.method).outputs()
+
 
 Check = Callable[[Example], None]
 HALVES = {torch.float16: 0.02, torch.bfloat16: 0.1}
 """Half precisions, and how near to fp32 they are, as a share of the greatest value."""
+
+
+def hold(check: Check, example: Example) -> None:
+    """Make one check; whatever else a method dies of is a broken promise too."""
+    try:
+        check(example)
+    except AssertionError:
+        raise
+    except Exception as error:
+        promise = (check.__doc__ or "").splitlines()[0]
+        raise AssertionError(f"{promise} It died of {error!r}") from error
 
 
 def require(holds: object, promise: str, *where: object) -> None:
@@ -78,8 +95,8 @@ def same(
     ours: torch.Tensor, other: torch.Tensor, promise: str, *where: object, share: float = 0.0
 ) -> None:
     """Require two tensors to be equal, bit for bit or to a share of the greatest value."""
-    require(ours.shape == other.shape, promise, *where, tuple(ours.shape), tuple(other.shape))
     if not torch.equal(ours, other):
+        require(ours.shape == other.shape, promise, *where, tuple(ours.shape), tuple(other.shape))
         off = float((ours - other).abs().max()) if ours.numel() else 0.0
         limit = share * max(float(other.abs().max()), 1.0)
         require(off <= limit, promise, *where, f"off by {off:.3g}")
@@ -122,7 +139,8 @@ def check_options(example: Example, use: Callable[[], object]) -> None:
     require(options_of(method) == before, "options never change: they did in a run")
     require(dataclasses.is_dataclass(method), "a method is a frozen dataclass of options")
     require(
-        type(method).__dataclass_params__.frozen, "options never change: the dataclass is not frozen"
+        type(method).__dataclass_params__.frozen,
+        "options never change: the dataclass is not frozen",
     )
 
 
@@ -131,11 +149,10 @@ def check_options(example: Example, use: Callable[[], object]) -> None:
 STEPS, LATENT, HEADS, CHANNELS, COLUMNS = 5, (6, 8), 2, 16, 16
 LAYERS = (
     Layer("down", 1, 0, 0, 2),
-    Layer("mid", 0, 0, 0, 4),
     Layer("up", 1, 1, 0, 2),
     Layer("up", 2, 1, 0, 1),
 )
-SCALES = (1, 2, 4)
+SCALES = (1, 2)
 KINDS: tuple[Kind, ...] = ("resnet", "self", "cross", "block")
 SITES = tuple(
     Site(kind, layer, *(math.ceil(side / layer.scale) for side in LATENT), LATENT)
@@ -151,8 +168,9 @@ EVERYBODY: tuple[Member, ...] = (
 Rows = tuple[Row, ...]
 Calls = Callable[[Place], Sequence[Rows]]
 """The UNet calls of a step, each by its rows."""
-Key = tuple[int, Site | None, bool, Member]
-"""(step, site or None for the latents after it, conditioned, who)."""
+Key = tuple[int, int, bool, Member]
+"""(step, number of the site or LATENTS for what is after it, conditioned, who)."""
+NUMBER, LATENTS = {site: number for number, site in enumerate(SITES)}, -1
 
 
 def joint(members: Sequence[Member] = EVERYBODY, conds: str = "uc", first: int = 0) -> Rows:
@@ -195,16 +213,17 @@ class Trial:
         outputs: dict[Key, torch.Tensor] = {}
         for place in PLACES:
             for rows in self.calls(place):
+                keys = [(row.cond, member(row)) for row in rows]
                 for site in (*SITES, *SITES) if self.twice else SITES:
                     made = self.output(rows, site, place, state)
-                    for row, out in zip(rows, made, strict=True):
-                        outputs[place.step, site, row.cond, member(row)] = out
+                    for key, out in zip(keys, made, strict=True):
+                        outputs[(place.step, NUMBER[site], *key)] = out
             batch, x = rows_of(Chunk(True, tuple(self.members))), self.latents(place)
             self.watch("latents", x)
             if self.controller is not None:
                 x = self.controller.after_step(x, batch, place, state)
             for row, latent in zip(batch, x, strict=True):
-                outputs[place.step, None, True, member(row)] = latent
+                outputs[place.step, LATENTS, True, member(row)] = latent
         if self.controller is not None:
             self.controller.finish(x, batch, state)
         return outputs
@@ -228,7 +247,7 @@ class Trial:
 
     def feature(self, rows: Rows, site: Site, place: Place) -> FeatureCall:
         """A call of features."""
-        x = self._noise(rows, (CHANNELS, site.height, site.width), site, place.step)
+        x = self._noise(rows, (CHANNELS, site.height, site.width), NUMBER[site], place.step)
         self.watch("x", x)
         return FeatureCall(x, site, place, rows)
 
@@ -236,8 +255,9 @@ class Trial:
         """A call of attention."""
         tokens = site.height * site.width
         keys = tokens if site.kind == "self" else COLUMNS
-        q = self._noise(rows, (tokens, CHANNELS), "q", site, place.step)
-        k, v = (self._noise(rows, (keys, CHANNELS), name, site, place.step) for name in "kv")
+        where = NUMBER[site], place.step
+        q = self._noise(rows, (tokens, CHANNELS), "q", *where)
+        k, v = (self._noise(rows, (keys, CHANNELS), name, *where) for name in "kv")
         if self.extended:
             k, v = (torch.cat([each, each[:, : keys // 2].flip(2)], 1) for each in (k, v))
         for name, tensor in zip("qkv", (q, k, v), strict=True):
@@ -258,9 +278,24 @@ class Trial:
         return row_noise(rows, shape, self.seed, *name).to(torch.bfloat16).to(self.dtype)
 
 
+@functools.cache
+def uncontrolled() -> dict[Key, torch.Tensor]:
+    """The outputs of a run without a controller."""
+    return Trial(None).outputs()
+
+
 def attend(call: AttentionCall) -> torch.Tensor:
     """The rest of the chain: the host's attention."""
     return call.fused(call.q, call.k, call.v)
+
+
+def where_of(key: Key) -> tuple[str, ...]:
+    """A key in words."""
+    step, number, cond, (branch, target, picture) = key
+    site = SITES[number]
+    at = "the latents" if number == LATENTS else f"{site.kind} {site.layer.name}"
+    who = f"{branch} {target} of picture {picture}, {'cond' if cond else 'uncond'}"
+    return f"step {step}", at, who
 
 
 def agree(
@@ -270,11 +305,8 @@ def agree(
     share: float = 1e-6,
 ) -> None:
     """Require the outputs of one run to be those of another, wherever both have any."""
-    for key in [key for key in other if key in ours]:
-        step, site, cond, who = key
-        at = "the latents" if site is None else f"{site.kind} {site.layer.name}"
-        text = "cond" if cond else "uncond"
-        same(ours[key], other[key], promise, f"step {step}", at, text, *who[:2], share=share)
+    for key in (key for key in other if key in ours):
+        same(ours[key], other[key], promise, *where_of(key), share=share)
 
 
 def closed_window(example: Example) -> None:
@@ -287,7 +319,9 @@ def closed_window(example: Example) -> None:
             where = f"step {place.step}", site.kind, site.layer.name
             if site.kind in ("resnet", "block"):
                 feature, seen = trial.feature(rows, site, place), list[FeatureCall]()
-                out = control.feature(feature, lambda inner, s=seen: s.append(inner) or inner.x, state)
+                out = control.feature(
+                    feature, lambda inner, s=seen: s.append(inner) or inner.x, state
+                )
                 handed = [(inner.x,) for inner in seen]
                 wanted, given = feature.x, (feature.x,)
             else:
@@ -302,14 +336,14 @@ def closed_window(example: Example) -> None:
 
 def source_rows(example: Example) -> None:
     """Source rows are what they are without the controller, bit for bit."""
-    plain, ours = Trial(None).outputs(), Trial(example.method).outputs()
+    plain, ours = uncontrolled(), example.whole
     chosen = {key: out for key, out in plain.items() if key[3][0] == "source"}
     agree(ours, chosen, "a source row is never edited", 0.0)
 
 
 def split_calls(example: Example) -> None:
     """The host may run conditioned and unconditioned rows in calls of their own."""
-    whole = Trial(example.method).outputs()
+    whole = example.whole
     promise = "conditioned and unconditioned rows in two calls give the rows of one call"
     for order in ("uc", "cu"):
         apart = [joint(conds=name) for name in order]
@@ -318,7 +352,7 @@ def split_calls(example: Example) -> None:
 
 def row_order(example: Example) -> None:
     """What a row gets follows from what it is, not from where it stands."""
-    whole = Trial(example.method).outputs()
+    whole = example.whole
     mixed = tuple(sorted(EVERYBODY, key=lambda each: (each[2], each[0])))  # as under KSampler
     for members, conds, first in (
         (EVERYBODY, "cu", 0),
@@ -332,14 +366,13 @@ def row_order(example: Example) -> None:
 
 def alone(example: Example) -> None:
     """Several pictures and targets are each as alone."""
-    whole = Trial(example.method).outputs()
+    whole = example.whole
     for target in range(TARGETS):
-        for picture in [range(PICTURES)] if example.peers else [[i] for i in range(PICTURES)]:
-            members = [
-                ("source", 0, picture_) for picture_ in picture
-            ] + [("target", target, picture_) for picture_ in picture]
-            few = Trial(example.method, always(joint(members)), members).outputs()
-            agree(few, whole, "a picture and a target among others get what they get alone")
+        pictures = range(PICTURES) if example.peers else [target % PICTURES]
+        sources = [("source", 0, picture) for picture in pictures]
+        members = [*sources, *(("target", target, picture) for picture in pictures)]
+        few = Trial(example.method, always(joint(members)), members).outputs()
+        agree(few, whole, "a picture and a target among others get what they get alone")
 
 
 def unread_rows(example: Example) -> None:
@@ -355,7 +388,7 @@ def unread_rows(example: Example) -> None:
         cond = targets if read == "nothing" else EVERYBODY
         return [rows_of(Chunk(False, tuple(uncond), 0), Chunk(True, tuple(cond), 1))]
 
-    few, whole = Trial(control, economical).outputs(), Trial(control).outputs()
+    few, whole = Trial(control, economical).outputs(), example.whole
     agree(few, whole, "a controller needs no source rows but those that `reads` names")
 
 
@@ -400,19 +433,19 @@ def fresh_runs(example: Example) -> None:
 
 def asked_again(example: Example) -> None:
     """Steps are known by sigma, not by counting: a call that is made twice is made twice."""
-    again, once = Trial(example.method, twice=True).outputs(), Trial(example.method).outputs()
+    again, once = Trial(example.method, twice=True).outputs(), example.whole
     agree(again, once, "a call asked again is the same call again", 0.0)
 
 
 def does_something(example: Example) -> None:
     """An open window has an effect, unless the controller only reads."""
     control = example.method
-    plain, ours = Trial(None).outputs(), Trial(control).outputs()
+    plain, ours = uncontrolled(), example.whole
     for key, out in ours.items():
         require(out.shape == plain[key].shape, "outputs have the shape of what came", key[0])
     changed = {key for key, out in ours.items() if not torch.equal(out, plain[key])}
-    attention = any(key[1] is not None for key in changed)
-    latents = any(key[1] is None for key in changed)
+    latents = any(key[1] == LATENTS for key in changed)
+    attention = any(key[1] != LATENTS for key in changed)
     works = any(control.works(site, place) for site in SITES for place in PLACES)
     require(works or latents, "an open window is open somewhere in the run")
     reader = not control.needs_source and not attention
@@ -422,7 +455,6 @@ def does_something(example: Example) -> None:
 
 def extra_keys(example: Example) -> None:
     """A link before it may append keys: everything fits still, or a refusal says why not."""
-    ours: dict[Key, torch.Tensor] = {}
     plain = Trial(None, extended=True)
     trial, state = Trial(example.method, extended=True), example.method.begin()
     for place in PLACES:
@@ -442,7 +474,6 @@ def extra_keys(example: Example) -> None:
             for row, each, other in zip(joint(), out, wanted, strict=True):
                 if row.branch == "source":
                     same(each, other, "a source row reads all keys of its call", *where)
-            ours[place.step, site, True, EVERYBODY[0]] = out
 
 
 def state_dropped(example: Example) -> None:
@@ -459,14 +490,15 @@ def state_dropped(example: Example) -> None:
     except TypeError:  # of None and of built-in types there are no weak references
         pass
     del state
-    gc.collect()
+    if any(reference() is not None for _, reference in kept):
+        gc.collect()
     alive = {name for name, reference in kept if reference() is not None}
     require(not alive, "what a controller keeps is dropped with its state", *sorted(alive))
 
 
 # -- what a run of an edit needs ---------------------------------------------------------------
 
-N = 6
+N, CFG = 6, 3.0
 SHAPE, VIDEO = (4, 4, 5), (4, 3, 4, 5)
 """A latent [C, H, W], and one of a video [C, F, H, W]."""
 
@@ -546,26 +578,28 @@ class Straight(StepRule):
 
 
 def predictor(
-    step: EditStep, texts: Sequence[float], cfg: float = 3.0, constant: bool = False
+    step: EditStep, texts: Sequence[float], constant: bool = False, drift: bool = True
 ) -> Predict:
-    """Predictions under guidance. The source row's are the trajectory's own, from its level to the
-    next that the run visits; each target reads its own text, over one unconditional text."""
+    """Predictions under guidance. The source row's conditioned ones are the trajectory's own, from
+    its level to the next that the run visits; each target reads its own text. Unconditioned rows
+    read one text, and where nothing is to drift, source rows their conditioned one."""
     batch = step.trajectory.batch
 
     def predict(x: torch.Tensor, now: Moment) -> Prediction:
         path, groups = now.path, x.split(batch)
         cond = [own_prediction(now, groups[0])]
-        uncond = [cond[0]]
-        for text, group in zip(texts, groups[1:], strict=True):
-            for made, read in ((cond, text), (uncond, 0.1)):
-                eps = eps_of(read, constant)(group, now.sigma)
-                made.append(path.denoised(group, eps, now.sigma))
+
+        def read(text: float, group: torch.Tensor) -> torch.Tensor:
+            return path.denoised(group, eps_of(text, constant)(group, now.sigma), now.sigma)
+
+        uncond = [read(0.1, group) if drift or i else cond[0] for i, group in enumerate(groups)]
+        cond += [read(text, group) for text, group in zip(texts, groups[1:], strict=True)]
 
         def combine(guiding: torch.Tensor, scale: float) -> torch.Tensor:
             rest = torch.cat(uncond)[batch:]
             return rest + scale * (guiding[batch:] - rest)
 
-        return step.guide(torch.cat(cond), torch.cat(uncond), now.place, cfg, combine)
+        return step.guide(torch.cat(cond), torch.cat(uncond), now.place, CFG, combine)
 
     return predict
 
@@ -584,13 +618,12 @@ def replayed(
     trajectory: Trajectory,
     texts: Sequence[float] = (0.5, -0.7),
     constant: bool = False,
-    dtype: torch.dtype | None = None,
+    drift: bool = True,
 ) -> list[torch.Tensor]:
     """The latents [(1 + targets) * B, ...] at the start and after every step of a whole run."""
     step = edit_step(example, trajectory)
-    predict, state = predictor(step, texts, constant=constant), step.rule.begin(trajectory)
-    x = step.start(1 + len(texts))
-    latents = [x if dtype is None else x.to(dtype)]
+    predict, state = predictor(step, texts, constant, drift), step.rule.begin(trajectory)
+    latents = [step.start(1 + len(texts))]
     for now in step.moments:
         latents.append(step(latents[-1], now, predict, lambda x, place: x, state).x)
     return latents
@@ -834,7 +867,9 @@ def targets_untouched(example: Example) -> None:
     ours, other = edit_step(example, trajectory), edit_step(Example(Plain()), trajectory)
     for a, b in zip(ours.moments, other.moments, strict=True):
         x = picture_noise(range(6), SHAPE)
-        same(ours.land(x, Prediction(x), a)[2:], other.land(x, Prediction(x), b)[2:], "targets stay")
+        same(
+            ours.land(x, Prediction(x), a)[2:], other.land(x, Prediction(x), b)[2:], "targets stay"
+        )
     given = Untouched(latents=trajectory.latents, x=x[:2])
     example.method.source_after(x[:2], trajectory, 0)
     given.check("a correction never writes into what it is given")
@@ -853,7 +888,9 @@ def words(example: Example) -> None:
     for cfg in (1.0, 7.5):
         for negative in ("", "another"):
             said = example.method.remark(trajectory, cfg, negative)
-            require(isinstance(said, str) and "\n" not in said, "a remark is one line of text", said)
+            require(
+                isinstance(said, str) and "\n" not in said, "a remark is one line of text", said
+            )
     if example.extras(N, 1):
         try:
             example.method.check(pivot(Example(example.method)))
@@ -899,7 +936,7 @@ def rule_source(example: Example) -> None:
         for shape in (SHAPE, VIDEO):
             for constant in (True, False):
                 trajectory = pivot(example, path=path, shape=shape, constant=constant)
-                back = replayed(example, trajectory, constant=constant)[-1][:2]
+                back = replayed(example, trajectory, constant=constant, drift=False)[-1][:2]
                 promise = "the source comes back from the trajectory's own predictions"
                 same(back, trajectory.latents[0], promise, path.name, len(shape), share=1e-6)
 
@@ -947,9 +984,7 @@ def inverted(
 ) -> Inverted:
     """The inversion of pictures."""
     method: Inverter = example.method
-    return method.invert(
-        denoise or Counted(path), x0, levels_of(path, steps), path, on_step
-    )
+    return method.invert(denoise or Counted(path), x0, levels_of(path, steps), path, on_step)
 
 
 def invert_shape(example: Example) -> None:
