@@ -450,6 +450,9 @@ def does_something(example: Example) -> None:
     require(works or latents, "an open window is open somewhere in the run")
     reader = not control.needs_source and not attention
     require(attention or latents or reader, "an open window does something")
+    policies = control.same_noise or control.deterministic or control.sets_latents
+    promise = "a reader asks for no policy: the picture stays as it is without it"
+    require(attention or latents or not policies, promise)
     require(control.sets_latents or not latents, "latents are set only where sets_latents says so")
 
 
