@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import itertools
 import math
 import re
 import weakref
@@ -458,25 +459,37 @@ def does_something(example: Example) -> None:
 
 def extra_keys(example: Example) -> None:
     """A link before it may append keys: everything fits still, or a refusal says why not."""
-    plain = Trial(None, extended=True)
-    trial, state = Trial(example.method, extended=True), example.method.begin()
-    for place in PLACES:
-        for site in (site for site in SITES if site.kind in ("self", "cross")):
-            where = f"step {place.step}", site.kind, site.layer.name
-            try:
-                out = trial.output(joint(), site, place, state)
-            except PivotError:  # words belong to columns: a readable refusal is an answer
-                require(site.kind == "cross", "self-attention takes any number of keys", *where)
-                continue
-            except (RuntimeError, IndexError, ValueError) as error:
-                raise AssertionError(
-                    f"keys that another link appends do not break shapes ({where}): {error}"
-                ) from error
-            wanted = plain.output(joint(), site, place, None)
-            require(out.shape == wanted.shape, "appended keys do not change the output's shape")
-            for row, each, other in zip(joint(), out, wanted, strict=True):
-                if row.branch == "source":
-                    same(each, other, "a source row reads all keys of its call", *where)
+    whole = extended(example.method, EVERYBODY)
+    pictures = range(PICTURES) if example.peers else [1]
+    members = [(branch, t, i) for branch, t in (("source", 0), ("target", 1)) for i in pictures]
+    promise = "rows still read their own picture's keys where a link before has appended some"
+    agree(extended(example.method, members), whole, promise)
+
+
+def extended(control: Controller, members: Sequence[Member]) -> dict[Key, torch.Tensor]:
+    """What attention gives where a link before the controller has appended keys."""
+    rows, outputs = joint(members), dict[Key, torch.Tensor]()
+    trial, plain = Trial(control, extended=True), Trial(None, extended=True)
+    state = control.begin()
+    sites = [site for site in SITES if site.kind in ("self", "cross")]
+    for place, site in itertools.product(PLACES, sites):
+        where = f"step {place.step}", site.kind, site.layer.name
+        try:
+            out = trial.output(rows, site, place, state)
+        except PivotError as error:  # words belong to columns: a readable refusal is an answer
+            promise = "self-attention takes any number of keys"
+            require(site.kind == "cross", promise, *where, error)
+            continue
+        except (RuntimeError, IndexError, ValueError) as error:
+            promise = "keys that another link appends do not break shapes"
+            raise AssertionError(f"{promise} ({', '.join(where)}): {error}") from error
+        wanted = plain.output(rows, site, place, None)
+        require(out.shape == wanted.shape, "appended keys do not change the output's shape")
+        for row, each, other in zip(rows, out, wanted, strict=True):
+            outputs[place.step, NUMBER[site], row.cond, member(row)] = each
+            if row.branch == "source":
+                same(each, other, "a source row reads all keys of its call", *where)
+    return outputs
 
 
 def state_dropped(example: Example) -> None:

@@ -144,7 +144,10 @@ SAYS: dict[str, dict[str, Any]] = {"NullText": {"extras": nulls}}
 
 
 KNOWN: dict[tuple[str, str], str] = {
-    (label, "extra_keys"): "its token masks choose among as many keys as there are tokens"
+    (
+        label,
+        "extra_keys",
+    ): "its token masks count on as many keys as tokens: appended keys crash it, or shift rows"
     for label in ("MasaCtrl-masks", "MasaCtrl-union_masks", "MasaCtrl-auto")
 } | {
     (
@@ -557,6 +560,20 @@ class CountsKeys(Borrow):
             weight = torch.ones(call.site.height * call.site.width, 1, dtype=call.k.dtype)
             call = call.replace(call.q, call.k * weight, call.v)
         return super().__call__(call, attend, state)
+
+
+class FlatKeys(Borrow):
+    """Counts keys through all rows of a call, as many a row as there are tokens."""
+
+    def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
+        if not self.works(call.site, call.place):
+            return attend(call)
+        out, tokens = attend(call).clone(), call.q.shape[1]
+        keys, values = (each.flatten(0, 1) for each in (call.k, call.v))
+        for row, source in all_pairs(call.rows):
+            part = slice(source * tokens, (source + 1) * tokens)
+            out[row] = call.fused(call.q[row : row + 1], keys[part][None], values[part][None])[0]
+        return out
 
 
 class ChangesOptions(Borrow):
@@ -1145,7 +1162,7 @@ BROKEN: dict[str, dict[str, tuple[type, ...]]] = {
         "fresh_runs": (RemembersRuns, SharesState),
         "asked_again": (Counts,),
         "does_something": (DoesNothing, NeverOpen, ReadsWithPolicies, SetsInSecret, CutsTokens),
-        "extra_keys": (CountsKeys,),
+        "extra_keys": (CountsKeys, FlatKeys),
         "state_dropped": (KeepsKeys,),
     },
     "rule": {
