@@ -148,7 +148,7 @@ KNOWN: dict[tuple[str, str], str] = {
         label,
         "extra_keys",
     ): "its token masks count on as many keys as tokens: appended keys crash it, or shift rows"
-    for label in ("MasaCtrl-masks", "MasaCtrl-union_masks", "MasaCtrl-auto")
+    for label in ("MasaCtrl-union", "MasaCtrl-masks", "MasaCtrl-union_masks", "MasaCtrl-auto")
 } | {
     (
         "AttentionMaps-recorded",
