@@ -4,6 +4,8 @@ them."""
 from __future__ import annotations
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from reference import fused, noise
 
-from pivot_edit.core.control import AttentionCall, Controller, Kind, Place, Row, Site
+from pivot_edit.core.control import AttentionCall, Branch, Controller, Kind, Place, Row, Site
 from pivot_edit.core.layers import Layer, Stage
 
 OPEN = Place(step=0, steps=50, sigma=13.0)
@@ -30,11 +32,11 @@ class Layout:
     @property
     def rows(self) -> tuple[Row, ...]:
         rows: list[Row] = []
-        for chunk in self.chunks:
-            first, cond = len(rows), chunk == "c"
-            rows += [Row("source", cond, picture=i) for i in range(self.pictures)]
+        for chunk, name in enumerate(self.chunks):
+            first, cond, pictures = len(rows), name == "c", range(self.pictures)
+            rows += [Row("source", cond, picture=i, chunk=chunk) for i in pictures]
             for target in range(self.targets):
-                rows += [Row("target", cond, first + i, target, i) for i in range(self.pictures)]
+                rows += [Row("target", cond, first + i, target, i, chunk) for i in pictures]
         return tuple(rows)
 
     @property
@@ -55,6 +57,41 @@ class Layout:
     @property
     def sources(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.branch == "source"]
+
+
+Member = tuple[Branch, int, int]
+"""(branch, target, picture)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The rows of one text of a call, in any order; number: the chunk's name in `Row.chunk`."""
+
+    cond: bool
+    members: tuple[Member, ...]
+    number: int = 0
+
+
+def rows_of(*chunks: Chunk) -> tuple[Row, ...]:
+    """The rows of a call of chunks; a target whose source is not in its chunk has none."""
+    rows: list[Row] = []
+    for chunk in chunks:
+        index = {member: len(rows) + i for i, member in enumerate(chunk.members)}
+        for branch, target, picture in chunk.members:
+            source = index.get(("source", 0, picture)) if branch == "target" else None
+            rows.append(Row(branch, chunk.cond, source, target, picture, chunk.number))
+    return tuple(rows)
+
+
+def row_noise(rows: Sequence[Row], shape: tuple[int, ...], *name: Any) -> torch.Tensor:
+    """Normal numbers [rows, *shape], float64, by what each row is and not by where it stands."""
+    keys = [(row.branch, row.target, row.picture, row.cond) for row in rows]
+    return torch.stack([_named_noise(shape, (*name, *key)) for key in keys])
+
+
+@functools.cache
+def _named_noise(shape: tuple[int, ...], name: tuple[Any, ...]) -> torch.Tensor:
+    return noise(zlib.crc32(repr(name).encode()), *shape)
 
 
 TWO = Layout()

@@ -129,7 +129,7 @@ def fused(heads: int) -> Callable[..., torch.Tensor]:
     ) -> torch.Tensor:
         split = [split_heads(x, heads) for x in (q, k, v)]
         mask = None if bias is None else bias.to(q)[:, None]
-        return join_heads(torch.nn.functional.scaled_dot_product_attention(*split, mask))
+        return join_heads(torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=mask))
 
     return run
 
