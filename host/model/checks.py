@@ -79,11 +79,14 @@ def fingerprint(model: Any) -> str:
     digest.update(trained_sigmas(model)[::100].half().numpy().tobytes())
     weights = model.model.diffusion_model.state_dict()
     names = sorted(weights)
-    for name in names[:: max(1, len(names) // 24)]:
-        _update(digest, f"{name}{list(weights[name].shape)}", _original(model, name, weights[name]))
+    parts: list[tuple[str, torch.Tensor | None]] = [
+        (f"{name}{list(weights[name].shape)}", _original(model, name, weights[name]))
+        for name in names[:: max(1, len(names) // 24)]
+    ]
     for name in sorted(model.patches, key=str):
         for strength, patch, *_ in model.patches[name]:
-            _update(digest, f"{name}{strength}", _first_tensor(patch))
+            parts.append((f"{name}{strength}", _first_tensor(patch)))
+    _add_sampled(digest, parts)
     _add_bypasses(digest, model)
     return digest.hexdigest()[:16]
 
@@ -147,8 +150,9 @@ def _add_hook(digest: Any, hook: Any) -> None:
     """The kind of a hook, and the strength and weights of a LoRA's."""
     digest.update(f"{type(hook).__name__}{getattr(hook, '_strength_model', '')}".encode())
     weights = getattr(hook, "weights", None) or {}
-    for name in sorted(weights, key=str):
-        _update(digest, str(name), _first_tensor(weights[name]))
+    _add_sampled(
+        digest, [(str(name), _first_tensor(weights[name])) for name in sorted(weights, key=str)]
+    )
 
 
 def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:
@@ -181,12 +185,23 @@ def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight if backup is None else backup.weight
 
 
-def _update(digest: Any, name: str, weight: torch.Tensor | None) -> None:
-    digest.update(name.encode())
-    if weight is not None:
-        flat = weight.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED]
-        digest.update(sampled.cpu().to(torch.float16).numpy().tobytes())
+def _add_sampled(digest: Any, parts: list[tuple[str, torch.Tensor | None]]) -> None:
+    """Names, and sampled values of their tensors in half precision. All values of a device come
+    over in one transfer, because each would wait for the device."""
+    sampled: dict[torch.device, list[torch.Tensor]] = {}
+    for _, tensor in parts:
+        if tensor is not None:
+            flat = tensor.detach().reshape(-1)
+            values = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].to(torch.float16)
+            sampled.setdefault(tensor.device, []).append(values)
+    values_of = {
+        device: iter(torch.cat(each).cpu().split([len(one) for one in each]))
+        for device, each in sampled.items()
+    }
+    for name, tensor in parts:
+        digest.update(name.encode())
+        if tensor is not None:
+            digest.update(next(values_of[tensor.device]).numpy().tobytes())
 
 
 def _first_tensor(patch: Any) -> torch.Tensor | None:
