@@ -12,6 +12,7 @@ import torch
 import unets
 from pivot_edit.attention import LocalBlend, MasaCtrl, PromptToPrompt
 from pivot_edit.attention.masactrl import decoder_layers
+from pivot_edit.core import step as edit_step
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance
 from pivot_edit.core.schedule import slerp
@@ -412,7 +413,7 @@ def reading(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[list[int], torch.Tensor, Any]]:
     """Fills, while a run goes on: the chunks of every UNet call, the text of its rows, and its
-    vectors."""
+    vectors; rows that are left out inside the UNet are among them."""
     calls: list[tuple[list[int], torch.Tensor, Any]] = []
     original = model.model.apply_model
 
@@ -516,6 +517,8 @@ def test_with_rows_left_out_each_still_reads_its_own(
     for step, (text, chunks) in enumerate(read):
         source, target = mixes(step)
         rows = text[len(text) // len(chunks) * chunks.index(1) :][: len(text) // len(chunks)]
+        if source == 0.0:  # left out of the network, and its text is anybody's
+            rows = rows[-1:]
         expected = [target] if source == 0.0 else [source, target]
         assert torch.equal(rows, torch.cat([mixed(texts, mix)[0][0] for mix in expected]))
 
@@ -722,10 +725,9 @@ def test_nothing_of_a_rule_is_left_for_the_next_run(model, trajectory, texts, mo
     assert torch.equal(run_edit(guider).edited, first)
     assert torch.equal(between, run(model, trajectory, texts, None, "negative_prompt")[0])
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "check_finite", lambda *args: 1 / 0)
+        patch.setattr(edit_step, "check_finite", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_edit(guider)
-    assert guider._guided is None
     assert torch.equal(run_edit(guider).edited, first)
 
 
