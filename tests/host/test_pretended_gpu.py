@@ -24,8 +24,10 @@ from bench import thumbnails, workflows
 from pivot_edit.attention import CONTROLLERS
 from pivot_edit.attention.masactrl import AutoMask
 from pivot_edit.core.guidance import Guidance
+from pivot_edit.features import CONTROLLERS as FEATURES
 from pivot_edit.guidance import RULES
 from pivot_edit.host.run.runs import controllers_of
+from pivot_edit.host.tasks.controls import controlled
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.host.tasks.masks import blend_mask
@@ -58,7 +60,13 @@ CASES: dict[str, Case] = {
     "masks of words": lambda model: masa(model, start=0.0, auto=WORDS),
     "record": lambda model: recorded(model)[0],
 }
-"""Every controller, open at every step."""
+"""Every controller, open at every step; those of which defaults are enough come of themselves."""
+ALL = (*CONTROLLERS, *FEATURES)
+CASES |= {
+    kind.__name__: lambda model, kind=kind: controlled(model, kind())[0]
+    for kind in ALL
+    if kind.node and kind.node.id not in ("PivotRecordAttention",)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -103,20 +111,30 @@ def test_the_cases_are_every_controller() -> None:
         for case in CASES.values()
         for one in controllers_of(case(unets.build("SD15")).model_options)
     }
-    assert used == set(CONTROLLERS)
+    assert used == set(ALL)
 
 
+@pytest.mark.parametrize("correction", ["none", "direct"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_controller_seldom_waits_and_launches_little(name: str, plain_launches: int) -> None:
+def test_a_controller_seldom_waits_and_launches_little(
+    name: str, correction: str, plain_launches: int
+) -> None:
+    """Also where the source's unconditioned row is left out: that costs no second call."""
     with pretended_gpu() as seen:
-        model, samples = edited(seen, CASES[name])
+        model, samples = edited(seen, CASES[name], correction)
         blend_mask(model, samples)
-    waits = seen.waits_in("attention/", "core/maps.py", "core/columns.py")
+    waits = seen.waits_in("attention/", "features/", "core/maps.py", "core/columns.py")
     assert waits <= 2 * STEPS + ENDS.get(name, 0), seen.waits
-    assert seen.launches.total() <= 1.15 * plain_launches
+    run_waits = seen.waits_in("host/run/", "host/tasks/", "host/model/", "core/errors.py")
+    assert run_waits <= 3 * STEPS + ONCE, seen.waits
+    assert seen.launches.total() <= 1.15 * plain_launches + LAUNCHES.get(name, 0.0) * plain_launches
     assert torch.isfinite(samples).all()
 
 
+ONCE = 12
+"""Waits of a run's beginning and end: fingerprint, levels, noise, what is handed over."""
+LAUNCHES = {"StyleAligned": 0.2}
+"""What a controller that reads twice as many keys launches beyond, as a share of a plain step."""
 ENDS = {"record": 3, "blend": 3, "blend at a mask": 3}
 """Waits once a run, for what is kept to be shown."""
 
