@@ -284,8 +284,10 @@ def installed(model: Any) -> Iterator[set[str]]:
 
 def test_a_run_leaves_nothing(bench, monkeypatch) -> None:
     """No run in the options, no hooks, no patches; the run itself and its states are gone."""
-    model, patched, plain, born = bench.model, bench.patched, bench.plain, []
-    before, original, begin = everything(patched), everything(model), runs.Run.__init__
+    model, plain, born = bench.model, bench.plain, []
+    original, begin = everything(model), runs.Run.__init__
+    patched = applied(bench.controller, model)
+    before = everything(patched)
 
     def note(self: Any, *args: Any, **kw: Any) -> None:
         begin(self, *args, **kw)
