@@ -55,6 +55,8 @@ class AttentionMaps(Controller):
         model="The model to watch; the model itself is left as it is.",
     )
     needs_source: ClassVar[bool] = False
+    same_noise: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
     scales: tuple[int, ...] = ()
     start: float = options.fraction(
         0.0,

@@ -83,10 +83,12 @@ class AutoMask:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
     """Queries that meet the same keys, as numbers of tokens over all rows of the call:
-    queries [rows, n], keys [rows, m]."""
+    queries [rows, n], keys [rows, m]. rows [rows, 1 or 2]: whose keys they are, for those that a
+    chain has appended behind the tokens."""
 
     queries: torch.Tensor
     keys: torch.Tensor
+    rows: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,7 +249,8 @@ def _parts(
                 first + of_row.nonzero()[:, 0]
                 for first, of_row in zip(firsts, torch.split(chosen, tokens), strict=True)
             ]
-            yield Part(targets + queries.nonzero()[:, 0], torch.cat(keys, 1))
+            rows = torch.cat([first // tokens for first in firsts], 1)
+            yield Part(targets + queries.nonzero()[:, 0], torch.cat(keys, 1), rows)
 
 
 def _read(call: AttentionCall, attend: Attend, reading: Reading) -> torch.Tensor:
@@ -256,13 +259,24 @@ def _read(call: AttentionCall, attend: Attend, reading: Reading) -> torch.Tensor
     out = attend(call if order is None else call.replace(call.q, call.k[order], call.v[order]))
     if not reading.parts:
         return out
-    q, k, v = (each.flatten(0, 1) for each in (call.q, call.k, call.v))
+    q = call.q.flatten(0, 1)
     read = [
-        call.fused(q[part.queries], k[part.keys], v[part.keys]).flatten(0, 1)
+        call.fused(q[part.queries], _read_of(call.k, part, call), _read_of(call.v, part, call))
         for part in reading.parts
     ]
+    read = [each.flatten(0, 1) for each in read]
     tokens = out.flatten(0, 1).index_copy(0, reading.written, torch.cat(read))
     return tokens.view(out.shape)
+
+
+def _read_of(x: torch.Tensor, part: Part, call: AttentionCall) -> torch.Tensor:
+    """The keys or values x of a part: those of its tokens, and all that a link of the chain before
+    has appended behind the tokens."""
+    tokens = call.q.shape[1]
+    chosen = x[:, :tokens].flatten(0, 1)[part.keys]
+    if x.shape[1] == tokens:
+        return chosen
+    return torch.cat([chosen, x[:, tokens:][part.rows].flatten(1, 2)], 1)
 
 
 def _size(latent: tuple[int, int], scale: int) -> tuple[int, int]:
@@ -283,7 +297,7 @@ def _sent(readings: Sequence[Reading], device: torch.device) -> list[Reading]:
     return [
         Reading(
             None if reading.order is None else next(sent),
-            tuple(Part(next(sent), next(sent)) for _ in reading.parts),
+            tuple(Part(next(sent), next(sent), next(sent)) for _ in reading.parts),
             next(sent),
         )
         for reading in readings
@@ -294,7 +308,7 @@ def _numbers(reading: Reading) -> Iterator[torch.Tensor]:
     if reading.order is not None:
         yield reading.order
     for part in reading.parts:
-        yield from (part.queries, part.keys)
+        yield from (part.queries, part.keys, part.rows)
     yield reading.written
 
 

@@ -166,7 +166,8 @@ def adain(x: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     Belongie 2017), in fp32."""
 
     def statistics(each: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        spread = (each.var(1, keepdim=True) + EPSILON).sqrt()
+        freedom = min(1, each.shape[1] - 1)  # a single token has no spread
+        spread = (each.var(1, correction=freedom, keepdim=True) + EPSILON).sqrt()
         return each.mean(1, keepdim=True), spread
 
     (mean, spread), (mean_of, spread_of) = statistics(x.float()), statistics(of.float())

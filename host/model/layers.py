@@ -52,7 +52,7 @@ def feature_sites(unet: Any) -> list[FeatureSite]:
                 layer = Layer(stage, level, number, 0, scale)
                 sites.append(("resnet", layer, module.out_layers[-1]))
         if any(isinstance(module, ResBlock) for module in modules):
-            sites.append(("block", layer, modules))
+            sites.append(("block", layer, modules[-1]))  # the host calls them one by one
     return sites
 
 

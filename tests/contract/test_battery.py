@@ -143,18 +143,7 @@ SAYS: dict[str, dict[str, Any]] = {"NullText": {"extras": nulls}}
 """What an `Example` has to say of a class beyond its options."""
 
 
-KNOWN: dict[tuple[str, str], str] = {
-    (
-        label,
-        "extra_keys",
-    ): "its token masks count on as many keys as tokens: appended keys crash it, or shift rows"
-    for label in ("MasaCtrl-union", "MasaCtrl-masks", "MasaCtrl-union_masks", "MasaCtrl-auto")
-} | {
-    (
-        "AttentionMaps-recorded",
-        "does_something",
-    ): "it gives targets their source's noise, and refuses samplers that add noise, only to read"
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """What the battery has caught and nobody has mended yet: an entry goes when its method is sound."""
 
 

@@ -243,13 +243,7 @@ def everything(model: Any) -> dict[str, Any]:
     }
 
 
-KNOWN = {
-    (
-        "AttentionMaps",
-        "ksampler",
-    ): "it only reads, yet gives a target its source's noise: `same_noise` is not False",
-    ("Blocks", "open"): "the host never calls whole blocks, so that hooks on them are never run",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """What this battery has caught and nobody has mended yet."""
 
 
