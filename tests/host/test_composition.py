@@ -36,6 +36,9 @@ PATCHES: dict[str, Callable[[Any], Any]] = {
     "free_u": other_packs.free_u,
     "guidance": other_packs.guidance,
 }
+WHOLE = ("sharpener", "guidance")
+"""Patches of attention's output and functions around guidance may compare rows or ask again: then
+every row of a source that is read is run."""
 CONTROLS: dict[str, Callable[[Any], Any]] = {
     "p2p": p2p,
     "masa": masa,
@@ -86,7 +89,8 @@ def test_both_effects_are_there_in_either_order(model, texts, pivots, patch, con
     assert torch.isfinite(before[0]).all()
     assert torch.equal(before[0], after[0])
     assert differ(before[0], only_theirs) and differ(before[0], only_ours[0])
-    assert before[2].rsplit(",", 1)[1] == only_ours[2].rsplit(",", 1)[1]
+    if patch not in WHOLE:
+        assert before[2].rsplit(",", 1)[1] == only_ours[2].rsplit(",", 1)[1]
 
 
 @pytest.mark.parametrize("patch", PATCHES)
