@@ -24,6 +24,7 @@ DOCSTRINGS = 16.0
 ROOMS = (
     "core",
     "attention",
+    "inversion",
     "guidance",
     "host/model",
     "host/text",
