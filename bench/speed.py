@@ -216,7 +216,7 @@ class Bed:
     def materialised(self) -> Any:
         """The stock guider on four rows with written-out maps."""
         tables, way = alignment("replace"), host_test("materialised")
-        model = way.explicit(self.model, way.MapEdit(tables.mapper, tables.own))
+        model = way.explicit(self.model, way.MapEdit(tables.mapper, tables.target_share))
         return way.guider(model, **self.texts, cfg=CFG)
 
     def maps(self) -> list[tuple[int, int, int]]:

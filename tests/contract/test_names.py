@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-ROOMS = ("inversion",)
+ROOMS = (
+    "inversion",
+    "core",
+    "guidance",
+    "attention",
+    "features",
+    "host/text",
+    "host/model",
+    "show",
+)
 """The rooms whose names are so; a room that comes to meet it is added here."""
 BARRED = frozenset(
     "made found told kept given taken wanted known noted own mine ours yours theirs others "
