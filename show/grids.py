@@ -22,7 +22,7 @@ _STOPS = (
 
 
 def heat_colours(heat: torch.Tensor) -> torch.Tensor:
-    """[H, W] from 0 to 1 as colours [H, W, 3], dark violet to light yellow."""
+    """A map [H, W] from 0 to 1 as colours [H, W, 3], from dark violet to light yellow."""
     stops = torch.tensor(_STOPS).to(heat)
     place = heat.clamp(0.0, 1.0) * (len(stops) - 1)
     below = place.floor().long().clamp(max=len(stops) - 2)
@@ -30,7 +30,8 @@ def heat_colours(heat: torch.Tensor) -> torch.Tensor:
 
 
 def labelled_grid(pictures: torch.Tensor, labels: list[str], columns: int = 4) -> torch.Tensor:
-    """Pictures [n, H, W, 3] in rows of at most `columns`, each under its label: [1, h, w, 3]."""
+    """A sheet [1, h, w, 3] of pictures [n, H, W, 3] in rows of at most `columns`, each under its
+    label."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
