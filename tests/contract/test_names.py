@@ -17,7 +17,10 @@ ROOMS = (
     "features",
     "host/text",
     "host/model",
+    "host/run",
+    "host/tasks",
     "show",
+    "nodes",
 )
 """The rooms whose names are so; a room that comes to meet it is added here."""
 BARRED = frozenset(
