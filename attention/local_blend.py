@@ -175,6 +175,7 @@ class LocalBlend(Controller):
                 "Blend, or remove the patch.",
                 self.title,
             )
+        # the source's maps are those of all targets, two by two: to edit at, to subtract
         words, first = self.words[row.target], 2 * row.target
         everywhere = not (words.source or words.target)
         inside = torch.full(size, everywhere, device=target_maps.device)
@@ -199,6 +200,7 @@ class LocalBlend(Controller):
         """Where a map [h, w], at the size asked for, exceeds a share of its greatest value."""
         if pool:
             words_map = torch.nn.functional.max_pool2d(words_map[None], 3, 1, 1)[0]
+        # nearest, and the threshold afterwards, as in the paper's code
         words_map = resize(words_map, size)
         return words_map > threshold * words_map.max()
 

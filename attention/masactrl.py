@@ -199,6 +199,7 @@ class MasaCtrl(Controller):
         for row, source in all_pairs(rows):
             masks = self._masks(rows[row], rows[source], size, auto)
             if masks is not None:
+                # by content: targets and pictures under one mask are one part, and one call
                 name = tuple(mask.numpy().tobytes() for mask in masks)
                 groups.setdefault(name, (masks, []))[1].append((row, source))
             else:
@@ -269,6 +270,7 @@ def _parts(
 
 def _read(call: AttentionCall, attend: Attend, reading: Reading) -> torch.Tensor:
     """The attention output, what is read in parts included."""
+    # all rows go through the chain, so that other packs' patches see them; parts are written over
     order = reading.order
     out = attend(call if order is None else call.replace(call.q, call.k[order], call.v[order]))
     if not reading.parts:

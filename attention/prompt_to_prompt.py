@@ -132,6 +132,7 @@ class PromptToPrompt(Controller):
     ) -> CrossEdit:
         """The edit of a cross-attention call while the same windows are open."""
         opens = {row: self._opens(call.rows[row].target, call.place) for row, _ in pairs}
+        # what an edit depends on beside its windows: most calls of a run share one
         like = (call.rows, call.texts, call.v.shape[1], call.v.dtype, call.v.device)
         key = ("cross", *opens.values(), *like)
         if key not in state:

@@ -115,6 +115,7 @@ class StyleAligned(Controller):
 
     def __call__(self, call: AttentionCall, attend: Attend, state: Any) -> torch.Tensor:
         order = references(call.rows)
+        # all rows go through the chain; what follows a reference is written over
         out = attend(call)
         if not self.works(call.site, call.place) or order == list(range(len(order))):
             return out

@@ -1,8 +1,8 @@
 """How the columns of a cross-attention call relate to the columns of a prompt.
 
-A text that reaches the UNet is its prompt's columns, then whatever was appended to it
-(ConditioningConcat), and all of that as often as the longest text of the call needs: the host
-repeats short texts to the common multiple of the lengths. Repeats hold equal keys and share
+A text that reaches the UNet is its prompt's columns, and then whatever was appended to it
+(ConditioningConcat). All of that may come several times, because the host repeats short texts to
+the common multiple of the lengths. Repeats hold equal keys and share
 attention equally, so they count as one; appended columns are columns of their own.
 """
 

@@ -220,6 +220,7 @@ class Controller(ControlOptions):
 
 def in_order(controllers: tuple[Controller, ...]) -> tuple[Controller, ...]:
     """A chain by rank, so that the order of control nodes does not matter; equals keep theirs."""
+    # sorted is stable
     return tuple(sorted(controllers, key=lambda controller: controller.rank))
 
 

@@ -171,6 +171,7 @@ def _way_back(
     slopes: list[torch.Tensor | None] = list(
         torch.autograd.grad(value.sum(), ends, allow_unused=True)
     )
+    # the decoder before the network: the picture's slope ends at the leaf that the network gave
     for cut in reversed(cuts):
         cotangent = slopes.pop()
         ends.pop()

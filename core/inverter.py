@@ -90,6 +90,8 @@ class Inverter(Method, abc.ABC):
         override this. Raises PivotError naming the step when NaN appears.
         """
         levels = [float(sigma) for sigma in sigmas]
+        # the first latent is taken as it is, so that the picture itself is in the trajectory, bit
+        # for bit
         latents, state = [x0], None
         for i, (lower, upper) in enumerate(zip(levels, levels[1:], strict=False)):
             move = Move(path, lower, upper, i, len(levels) - 1)

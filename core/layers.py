@@ -1,9 +1,9 @@
 """The attention layers of a UNet by name, and a readable way to choose some of them.
 
-Names are the field's (diffusers'): `down.1.0` is the first attention of the second resolution on
-the way down, `mid.0.0` the middle, `up.3.2` the third attention of the finest resolution on the way
-up in SD1.x. Each holds one or more transformer blocks (its depth: 1 in SD1.x and SD2.x, up to 10 in
-SDXL).
+Names are the field's (diffusers'). `down.1.0` is the first attention of the second resolution on
+the way down, and `mid.0.0` the middle. `up.3.2` is the third attention of the finest resolution on
+the way up in SD1.x. Each holds one or more transformer blocks (its depth: 1 in SD1.x and SD2.x, up
+to 10 in SDXL).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def select_layers(text: str, layers: Iterable[Layer], where: str = "") -> frozen
     offered = tuple(layers)
     items = [item for item in re.split(r"[\s,;]+", text.strip().lower()) if item]
     chosen: set[Layer] = set()
-    for item in items if items else ["none"]:
+    for item in items if items else ["none"]:  # an empty text chooses nothing
         if item == "all":
             chosen.update(offered)
         elif item != "none":

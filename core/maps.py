@@ -1,7 +1,7 @@
 """Maps of words from folded attention: where in the picture a word is looked at (METHODS 29.1).
 
-`probe(E)` with E the one-hot columns of some words is the attention map of those words, mean over
-heads, without the map over all words and heads ever being built.
+Let E be the one-hot columns of some words. Then `probe(E)` is the attention map of those words,
+mean over heads, and the map over all words and heads is never built.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ class StepMaps:
 
     def finished(self, step: int) -> MapSum:
         """The maps of the last step that is over at `step`."""
+        # before the first call of a step, the maps of the step before are still those of now
         return self._before if step == self._step else self._now
 
 
@@ -163,7 +164,7 @@ class Results:
         """Keep a value for a latent [C, H, W]."""
         name = _fingerprint(sample)
         self._values[name] = value
-        self._values.move_to_end(name)
+        self._values.move_to_end(name)  # a latent that comes again is as young as a new one
         while len(self._values) > self._limit:
             self._values.popitem(last=False)
 

@@ -147,6 +147,7 @@ class Flow(Path):
                 f"steps between 1 and {len(ascending)}", str(steps), "Use 8 to 50 steps."
             )
         stride = len(ascending) / steps
+        # rounded down as the host does it, so that a replay's levels are a stock sampler's
         chosen = [float(ascending[-(1 + int(i * stride))]) for i in range(steps)]
         return torch.tensor([0.0, *reversed(chosen)], dtype=torch.float64)
 

@@ -31,6 +31,7 @@ stay below (std 0.80 to 0.85, neighbours 0.04 to 0.12); those at cfg 7.5 (1.3, 0
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
     """PSNR in dB of `a` against reference `b` of the same shape, infinite if they are equal."""
     mse = (a.double() - b.double()).square().mean().item()
+    # a flat latent has no range
     return math.inf if mse == 0.0 else 10.0 * math.log10(max(peak, 1e-12) ** 2 / mse)
 
 

@@ -1,7 +1,7 @@
 """One step of an edit in one place: predict, guide, step, land, after_step.
 
 The batch is [source; target 0; target 1; ...], each of B pictures. Samplers and guiders are thin
-hosts of `EditStep`: they say how the network is asked and where controllers come in, and everything
+hosts of `EditStep`. They say how the network is asked and where controllers come in. Everything
 else happens here, from inputs to outputs.
 """
 
@@ -97,6 +97,7 @@ class EditStep:
             denoised = self.guidance.limit(prediction.denoised, now)
             x = self.rule.step(upper, denoised, now, state)
             x = self.land(x, dataclasses.replace(prediction, denoised=denoised), now)
+            # controllers last: a blend reads source rows as the correction has left them
             x = check_finite(after_step(x, now.place), "the edited latent", _where(now))
         return Stepped(x, denoised)
 

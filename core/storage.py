@@ -193,7 +193,7 @@ def read(path: pathlib.Path) -> Stored:
 def content_hash(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """The sha256 of all that a file tells, but for the hash itself.
 
-    It is taken of what was read, rather than of the file: nothing that is used is left out, and
+    It is taken of what was read, rather than of the file. So nothing that is used is left out, and
     two readers of one header cannot disagree about it.
     """
     header = {name: value for name, value in metadata.items() if name != HASH}

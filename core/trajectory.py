@@ -59,6 +59,7 @@ class Trajectory:
                 repr(self.path),
                 "Update Pivot Edit, or invert the picture again.",
             )
+        # a dict would leave a frozen dataclass open to changes
         object.__setattr__(self, "extras", Frozen(self.extras))
         for name, extra in self.extras.items():
             self._check_extra(name, extra)

@@ -297,8 +297,8 @@ def align_refine(source: Prompt, target: Prompt) -> Alignment:
 def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
     """The public implementations' table for replaced words, quirk included (METHODS 3.5).
 
-    After the last changed word it writes M[j, j] where M[i, j] was meant, so that everything after
-    a word whose token count changes is misaligned, and attention is lost or doubled.
+    After the last changed word it writes M[j, j] where M[i, j] was meant. So everything after a
+    word whose token count changes is misaligned, and attention is lost or doubled.
     """
     mapper = torch.zeros(CHUNK, CHUNK)
     changed = [

@@ -1,8 +1,9 @@
 """UniInv (Jiao et al. 2025, UniEdit-Flow, arXiv 2504.13109): one evaluation a step, second order.
 
 Sampling takes x_t back with the prediction at x_t itself, so a step towards noise is implicit. It
-is solved by one fixed-point iteration from a warm start: the prediction of the step before leads to
-a guess, and the prediction at the guess leads from the lower latent. Nothing in it is about flow.
+is solved by one fixed-point iteration from a warm start. The prediction of the step before leads
+to a guess, and the prediction at the guess leads on from the lower latent. Nothing in it is about
+flow.
 """
 
 from __future__ import annotations

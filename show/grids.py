@@ -8,6 +8,7 @@ import torch
 def overlay(picture: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
     """A heat map [H, W] in colours over a dimmed grey picture [H, W, 3]."""
     grey, heat = picture.mean(-1, keepdim=True), heat.to(picture)
+    # the root lets faint heat be seen, while the picture is dimmed by the heat itself
     strength = heat[..., None]
     return 0.45 * grey * (1.0 - 0.7 * strength) + 0.75 * heat_colours(heat) * strength.sqrt()
 

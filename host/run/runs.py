@@ -81,10 +81,13 @@ class OwnSampler(comfy.samplers.Sampler):
 class Run:
     """What is remembered while a run goes on.
 
-    states: each controller with its state; rows: of the sampler's batch, or of the part of it that
-    is evaluated now (`evaluating`); latent: (height, width); positive: the uuids of conditioned
-    texts; own_steps: the sampler says itself when a step is over; levels: the run's, descending;
-    texts: the lengths of the texts of the calls so far.
+    * `states` are the controllers, each with its state.
+    * `rows` are those of the sampler's batch, or of the part that is evaluated now (`evaluating`).
+    * `latent` is the latent's (height, width).
+    * `levels` are the run's, descending.
+    * `positive` are the uuids of conditioned texts.
+    * `own_steps` says that the sampler says itself when a step is over.
+    * `texts` are the lengths of the texts of the calls so far.
     """
 
     def __init__(

@@ -190,6 +190,7 @@ def run_edit(guider: Any, watch: Callable[[torch.Tensor], object] = lambda x: No
         callback=_targets_first(preview(model, len(sigmas) - 1), batch, watch),
         seed=0,
     )
+    # where stock samplers leave theirs
     rows = rows.to(comfy.model_management.intermediate_device())
     rows_per_step = guider.rows_run / ((len(sigmas) - 1) * batch)
     return Edit(rows[batch:], rows[:batch], rows_per_step)

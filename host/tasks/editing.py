@@ -69,6 +69,7 @@ def replay(
     guider.set_conds(source, source if negative is None else negative)
     guider.set_cfg(trajectory.guidance)
     latent = model.model.process_latent_out(trajectory.latents[0])
+    # no noise, because the sampler starts from the trajectory's own
     sampler = ReplaySampler(trajectory, Uncorrected.name)
     callback = preview(model, trajectory.steps)
     samples: torch.Tensor = guider.sample(

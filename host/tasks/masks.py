@@ -32,6 +32,7 @@ def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
         for index, sample in enumerate(samples):
             mask = blend.results.get(sample)
             if mask is not None:
+                # several blends let through what all of them do
                 masks[index] *= resize(mask.float(), size, "bilinear")
     return masks
 

@@ -126,6 +126,7 @@ class NullTextSampler(OwnSampler):
         show: Show,
         latent_image: torch.Tensor,
     ) -> torch.Tensor:
+        # the guider calls the source prompt positive
         base = "positive" if self.settings.base == "source" else "negative"
         unet, last = guider.inner_model.diffusion_model, latent_image
         # tensors of inference mode can never be saved for a gradient, so that all are made outside

@@ -60,6 +60,7 @@ def report(
     guider = edit_guider(model, trajectory, source, source, negative, cfg, correction)
     replayed: list[torch.Tensor] = []
     result = run_edit(guider, lambda x: replayed.append(x.float().cpu()))
+    # one decode, in the order of Quality's figures
     rows = [result.reconstructed, clean_rows(model, trajectory, 0).to(result.edited), result.edited]
     pictures = decode(vae, {"samples": torch.cat(rows)}).split(trajectory.batch)
     figures = [psnr(each.to(picture), picture) for each in pictures]

@@ -46,6 +46,7 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
     height, width = (PIXELS * size for size in trajectory.latents.shape[-2:])
     trajectory = dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt)
     with _explained(prefix):
+        # before ComfyUI makes the folders of the prefix
         _check_inside(root / prefix, root, prefix, SAVE)
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
             prefix, str(root), width, height

@@ -59,6 +59,7 @@ class Unconds:
         source, target = self.pair(place)
         reads = [source if row < batch else target for row in range(rows.start, rows.stop)]
         names = {_name(_plain(one)) for one in reads}
+        # rows of two texts are one conditioning of all rows
         name = names.pop() if len(names) == 1 else _both(_plain(source), _plain(target))
         chosen = conds[name]
         return (
@@ -72,7 +73,7 @@ class Unconds:
         step = self.trajectory.steps - self.moments[place.step].upper
         nulls = self.trajectory.extras[NULLS][step]
         text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
-        text = text.expand(len(reads), -1, -1)
+        text = text.expand(len(reads), -1, -1)  # one row stands for all
         pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]
         return torch.stack(
             [
