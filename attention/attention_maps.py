@@ -1,9 +1,9 @@
 """Attention maps of every word, recorded from any sampling (Tang et al. 2022, DAAM, arXiv
 2210.04885).
 
-Where a word is looked at, mean over heads and layers of one scale, sum over a window of the steps.
-All columns of the text are recorded, so that words are chosen afterwards; the maps are folded,
-one-hot values through fused attention, edits of other controllers included.
+A map says where a word is looked at: the mean over heads and layers of one scale, summed over a
+window of the steps. All columns of the text are recorded, so that words are chosen afterwards. The
+maps are folded: one-hot values go through fused attention, edits of other controllers included.
 """
 
 from __future__ import annotations
@@ -27,23 +27,13 @@ from ..core.control import (
 )
 from ..core.errors import check_window
 from ..core.layers import Layer, map_scale
-from ..core.maps import (
-    Groups,
-    MapSum,
-    Results,
-    key_of,
-    word_maps,
-)
+from ..core.maps import Groups, MapSum, Results, key_of, word_maps
 from ..core.options import NodeText
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMaps(Controller):
-    """Records the cross-attention maps of a run.
-
-    scales: the scales the model has attention at; start, end: the window of the steps; results: the
-    maps of runs, [h, w, columns], by the latent that they made.
-    """
+    """Records the cross-attention maps of a run."""
 
     title: ClassVar[str] = "Record Attention"
     node: ClassVar[NodeText] = NodeText(
@@ -58,6 +48,7 @@ class AttentionMaps(Controller):
     same_noise: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
     scales: tuple[int, ...] = ()
+    """The scales that the model has attention at."""
     start: float = options.fraction(
         0.0,
         "From which fraction of the steps on. Early steps show the layout, late ones details.",
@@ -67,6 +58,7 @@ class AttentionMaps(Controller):
         "Until which fraction of the steps. A shorter window costs less; usually 1.",
     )
     results: Results = dataclasses.field(default_factory=Results)
+    """The maps of runs, [h, w, columns], by the latent that they gave."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +72,7 @@ class AttentionMaps(Controller):
         return layer.scale == map_scale(latent, self.scales)
 
     def begin(self) -> MapSum:
-        """No maps."""
+        """Sums of no maps yet."""
         return MapSum()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MapSum) -> torch.Tensor:
@@ -90,7 +82,7 @@ class AttentionMaps(Controller):
 
     @staticmethod
     def _groups(call: AttentionCall) -> Groups:
-        """Every column of the texts, repeats counted once."""
+        """Every column of the texts as a word of its own, repeats counted once."""
         groups: Groups = {}
         for index, row in enumerate(call.rows):
             if row.cond:
@@ -100,7 +92,7 @@ class AttentionMaps(Controller):
         return groups
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: MapSum) -> None:
-        """Keep each row's maps, to be shown."""
+        """Keeps each row's maps, to be shown."""
         samples = samples.cpu()
         for index, row in enumerate(rows):
             maps = state.sums.get(key_of(row))

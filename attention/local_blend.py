@@ -1,10 +1,10 @@
 """Local blend of Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626, sec. 4): edit only where
 words are looked at.
 
-After each step, `x <- x_source + mask (x - x_source)`. The mask is where the words' maps, summed
-over the steps so far, exceed a share of their greatest value, in the source or in the target
-(METHODS 3.7). The maps are folded: one-hot values through fused attention, edits included. A user's
-mask works alone or limits the words' one.
+After each step, `x <- x_source + mask (x - x_source)`. The mask is where the words' maps exceed a
+share of their greatest value, in the source or in the target (METHODS 3.7). They are summed over
+the steps so far, and folded: one-hot values through fused attention, edits included. A user's mask
+works alone or limits the words' one.
 """
 
 from __future__ import annotations
@@ -46,54 +46,55 @@ from ..core.words import PromptPair, Words, check_in_pairs, columns_in_both, phr
 
 @dataclasses.dataclass(frozen=True)
 class BlendWords:
-    """The token columns of one target's words: those to edit at (none: everywhere) and those to
-    keep, in both prompts.
-
-    Lengths are the prompts' numbers of columns.
-    """
+    """The token columns of one target's words in both prompts."""
 
     source_length: int
+    """The number of columns of the source prompt."""
     target_length: int
+    """The number of columns of the target prompt."""
     source: Columns
+    """Where to edit. None in both prompts means everywhere."""
     target: Columns
     source_subtract: Columns = ()
+    """Where not to edit."""
     target_subtract: Columns = ()
 
 
 @dataclasses.dataclass(eq=False)
 class BlendState:
-    """A run's maps, the given masks as the latent needs them, by picture, and the masks it last
-    used, by row."""
+    """What a run remembers."""
 
     maps: MapSum = dataclasses.field(default_factory=MapSum)
-    given: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    limits: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """The user's masks at the latent's size, by picture."""
     masks: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """The masks that were used last, by row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalBlend(Controller):
-    """Sets target latents to the source's outside of a mask, after every step.
-
-    words: of each target, or empty for the given mask alone; scales: the scales the model has
-    attention at.
-    threshold, subtract_threshold: shares of a map's greatest value; pool: 3x3 maximum before the
-    threshold.
-    start: the first step that is blended, as a fraction of the steps. The paper pools and subtracts
-    from 0.3 on; without, more is kept (docs/BENCHMARKS.md).
-    mask: [pictures or 1, H, W], 1 where the edit may show; results: the masks that runs have used,
-    by latent.
-    """
+    """Sets target latents to the source's outside of a mask, after every step."""
 
     title: ClassVar[str] = "Local Blend"
     sets_latents: ClassVar[bool] = True
     words: tuple[BlendWords, ...] = ()
+    """The words of each target, or none where the user's mask works alone."""
     scales: tuple[int, ...] = (4,)
+    """The scales that the model has attention at."""
     threshold: float = 0.3
+    """The share of a map's greatest value from which on a place is edited."""
     subtract_threshold: float = 0.5
+    """The share from which on it is not, of words to subtract. The paper subtracts from 0.3 on;
+    with 0.5 more is kept (docs/BENCHMARKS.md)."""
     start: float = 0.2
+    """The first step that is blended, as a fraction of the steps."""
     pool: bool = False
+    """Whether maps are widened by a 3x3 maximum before the threshold, as in the paper. Without,
+    more is kept."""
     mask: torch.Tensor | None = None
+    """The user's mask [pictures or 1, H, W], 1 where the edit may show."""
     results: Results = dataclasses.field(default_factory=Results)
+    """The masks that runs have used, by latent."""
 
     def wants(self, kind: Kind, place: Place) -> bool:
         return kind == "cross" and bool(self.words)
@@ -107,7 +108,7 @@ class LocalBlend(Controller):
         return "cond" if self.words else "nothing"
 
     def begin(self) -> BlendState:
-        """No maps, no masks."""
+        """A state without maps and masks."""
         return BlendState()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: BlendState) -> torch.Tensor:
@@ -116,8 +117,10 @@ class LocalBlend(Controller):
         return attend(call)
 
     def _groups(self) -> Groups:
-        """What is asked of the source (for every target: words, words to keep) and of each target
-        (both)."""
+        """The words whose maps are read: of the source those of every target, of a target its own.
+
+        Words to edit at and words to subtract alternate.
+        """
         source = tuple(
             columns for words in self.words for columns in (words.source, words.source_subtract)
         )
@@ -139,22 +142,23 @@ class LocalBlend(Controller):
         return blended
 
     def _mask(self, row: Row, source: Row, x: torch.Tensor, state: BlendState) -> torch.Tensor:
-        """1 where the edit shows, [H, W] of the latents x, on their device."""
+        """The mask [H, W] of the latents x, 1 where the edit shows, on their device."""
         size = (x.shape[-2], x.shape[-1])
         words = self._words_mask(row, source, size, state.maps).to(x.device) if self.words else None
         if self.mask is None:
             return torch.ones(size, device=x.device) if words is None else words
         picture = row.picture % len(self.mask)
-        if picture not in state.given:
+        if picture not in state.limits:
             mask = resize(self.mask[picture].float(), size, "area").clamp(0.0, 1.0)
-            state.given[picture] = mask.to(x.device)
-        given = state.given[picture]
-        return given if words is None else given * words
+            state.limits[picture] = mask.to(x.device)
+        limit = state.limits[picture]
+        return limit if words is None else limit * words
 
     def _words_mask(
         self, row: Row, source: Row, size: tuple[int, int], maps: MapSum
     ) -> torch.Tensor:
-        theirs, own = maps.sums.get(key_of(source)), maps.sums.get(key_of(row))
+        """The mask [H, W] that a target's words give, 1 where they are looked at."""
+        source_maps, target_maps = maps.sums.get(key_of(source)), maps.sums.get(key_of(row))
         if row.target >= len(self.words):
             raise PivotError(
                 f"words for {row.target + 1} target prompts",
@@ -162,7 +166,7 @@ class LocalBlend(Controller):
                 "Connect the words that belong to these target prompts.",
                 self.title,
             )
-        if theirs is None or own is None:
+        if source_maps is None or target_maps is None:
             raise PivotError(
                 "word maps of the whole picture, for the source and every target",
                 "none: prompts with an area or mask bounds see a part of it, or a patch replaces "
@@ -171,31 +175,37 @@ class LocalBlend(Controller):
                 "Blend, or remove the patch.",
                 self.title,
             )
+        # the source's maps are those of all targets, two by two: to edit at, to subtract
         words, first = self.words[row.target], 2 * row.target
         everywhere = not (words.source or words.target)
-        inside = torch.full(size, everywhere, device=own.device)
-        for columns, found in ((words.source, theirs[..., first]), (words.target, own[..., 0])):
-            if columns:
-                inside |= self._exceeds(found, size, self.threshold, self.pool)
-        for columns, found in (
-            (words.source_subtract, theirs[..., first + 1]),
-            (words.target_subtract, own[..., 1]),
+        inside = torch.full(size, everywhere, device=target_maps.device)
+        for columns, words_map in (
+            (words.source, source_maps[..., first]),
+            (words.target, target_maps[..., 0]),
         ):
             if columns:
-                inside &= ~self._exceeds(found, size, self.subtract_threshold, False)
+                inside |= self._exceeds(words_map, size, self.threshold, self.pool)
+        for columns, words_map in (
+            (words.source_subtract, source_maps[..., first + 1]),
+            (words.target_subtract, target_maps[..., 1]),
+        ):
+            if columns:
+                inside &= ~self._exceeds(words_map, size, self.subtract_threshold, False)
         return inside.float()
 
     @staticmethod
     def _exceeds(
-        found: torch.Tensor, size: tuple[int, int], threshold: float, pool: bool
+        words_map: torch.Tensor, size: tuple[int, int], threshold: float, pool: bool
     ) -> torch.Tensor:
+        """Where a map [h, w], at the size asked for, exceeds a share of its greatest value."""
         if pool:
-            found = torch.nn.functional.max_pool2d(found[None], 3, 1, 1)[0]
-        found = resize(found, size)
-        return found > threshold * found.max()
+            words_map = torch.nn.functional.max_pool2d(words_map[None], 3, 1, 1)[0]
+        # nearest, and the threshold afterwards, as in the paper's code
+        words_map = resize(words_map, size)
+        return words_map > threshold * words_map.max()
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: BlendState) -> None:
-        """Keep the masks that were used last, to be shown."""
+        """Keeps the masks that were used last, to be shown."""
         samples = samples.cpu()
         for index, mask in state.masks.items():
             self.results.put(samples[index], mask.cpu())
@@ -289,14 +299,14 @@ class LocalBlendOptions(ControlOptions):
                 LocalBlend.title,
             )
         if not listed and self.mask is None:
-            there = ", ".join(
+            listing = ", ".join(
                 dict.fromkeys(f"{pair.source.listed}, {pair.target.listed}" for pair in words)
             )
             raise PivotError(
                 "words to blend at, words to subtract, or a mask",
                 "none",
                 "Write the words that name what changes, before and after; there are: "
-                f"{there or 'none connected'}.",
+                f"{listing or 'none connected'}.",
                 LocalBlend.title,
             )
         for phrase in listed:
@@ -304,12 +314,16 @@ class LocalBlendOptions(ControlOptions):
 
 
 def _blend_words(pair: PromptPair, listed: Sequence[str], subtract: Sequence[str]) -> BlendWords:
+    """The columns of the words that people wrote, in one pair of prompts."""
     lengths = (len(pair.source.tokens), len(pair.target.tokens))
     return BlendWords(*lengths, *columns_in_both(pair, listed), *columns_in_both(pair, subtract))
 
 
 def _check_reachable(columns: Sequence[BlendWords], listed: Sequence[str]) -> None:
-    """Every target needs a word of its own or of the source, else all of it would be undone."""
+    """Raise PivotError for a target that has none of the words, nor has its source.
+
+    Blending would undo all of its edit.
+    """
     for index, each in enumerate(columns):
         if not each.source and not each.target:
             raise PivotError(

@@ -1,10 +1,10 @@
 """MasaCtrl, mutual self-attention (Cao et al. 2023, arXiv 2304.08465): the target asks, the
 source's content answers.
 
-In chosen layers and steps, conditioned and unconditioned rows alike, target queries meet the
-source's keys and values (METHODS 7). With masks the object's queries meet only the object's keys
-and the rest only the rest's: keys are selected, not masked, so both parts run on fused attention
-and no attention matrix is built.
+In chosen layers and steps target queries meet the source's keys and values, in conditioned and
+unconditioned rows alike (METHODS 7). With masks the object's queries meet only the object's keys,
+and the rest only the rest's. Keys are selected, not masked, so that both parts run on fused
+attention and no attention matrix is built.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ Masks = tuple[torch.Tensor, torch.Tensor]
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
-    """The paper's layers on any model: the way up from half the latent's size on. SD1.x: its layers
-    10 to 15 of 16 (up.2-3); SDXL: its layers 64 to 69 of 70 (up.1)."""
+    """The paper's layers on any model: the way up from half the latent's size on.
+
+    They are layers 10 to 15 of 16 in SD1.x (up.2-3), and 64 to 69 of 70 in SDXL (up.1).
+    """
     return frozenset(layer for layer in layers if layer.stage == "up" and layer.scale <= 2)
 
 
@@ -57,21 +59,20 @@ def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
 class AutoMask:
     """The object's mask from word maps of the step before (16x16 of 64x64 in the paper).
 
-    The paper's code takes the same step's layers so far; a host may run unconditioned rows in a
+    The paper's code takes the same step's layers so far. But a host may run unconditioned rows in a
     call of their own, and before the others, and they must see the same mask.
-
-    groups: the words of the source and of each target; scales: the scales the model has attention
-    at;
-    threshold: of maps normalised from their least to their greatest value.
     """
 
     groups: Groups
+    """The words of the source and of each target."""
     scales: tuple[int, ...]
+    """The scales that the model has attention at."""
     threshold: float = 0.1
+    """Of maps normalised from their least to their greatest value."""
 
     def masks(self, maps: MapSum) -> dict[Key, torch.Tensor]:
-        """1 where the words of each row are looked at, [h, w], on the CPU; waits for the device
-        once."""
+        """The mask [h, w] of each row on the CPU, 1 where its words are looked at."""
+        # one stack, because each transfer waits for the device
         if not maps.sums:
             return {}
         flat = torch.stack([summed.sum(-1) for summed in maps.sums.values()])
@@ -82,54 +83,58 @@ class AutoMask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """Queries that meet the same keys, as numbers of tokens over all rows of the call:
-    queries [rows, n], keys [rows, m]. rows [rows, 1 or 2]: whose keys they are, for those that a
-    chain has appended behind the tokens."""
+    """Queries that meet the same keys. Tokens are numbered through all rows of the call."""
 
     queries: torch.Tensor
+    """[rows, n]"""
     keys: torch.Tensor
+    """[rows, m]"""
     rows: torch.Tensor
+    """[rows, 1 or 2]: whose keys they are, for those that a chain has appended behind the
+    tokens."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reading:
-    """Who reads what in one kind of call. order: whose keys and values each row reads, None for
-    its own everywhere; parts: what is read in parts, and the numbers of all their queries."""
+    """Who reads what in one kind of call."""
 
     order: torch.Tensor | None
+    """Whose keys and values each row reads; None where each reads its own."""
     parts: tuple[Part, ...]
+    """What is read in parts."""
     written: torch.Tensor
+    """The numbers of all their queries."""
 
 
 @dataclasses.dataclass(eq=False)
 class MasaState:
-    """A run's maps, the masks that the words of the last whole step give, and the readings of the
-    calls so far, which are made of them."""
+    """What a run remembers."""
 
     maps: StepMaps = dataclasses.field(default_factory=StepMaps)
     masked: MapSum | None = None
+    """The maps that the masks are of: those of the last whole step."""
     masks: dict[Key, torch.Tensor] = dataclasses.field(default_factory=dict)
     readings: dict[Any, Reading] = dataclasses.field(default_factory=dict)
+    """Who reads what under these masks, by the kind of the call."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MasaCtrl(Controller):
-    """Target self-attention reads the source's keys and values.
-
-    layers: where; start, end: when, as fractions of the steps (0.08 is the paper's step 4 of 50).
-    union: the target reads its own keys and values too.
-    source_mask, target_mask: [pictures or 1, H, W], 1 on the object; auto: masks from words
-    instead.
-    """
+    """Lets target self-attention read the source's keys and values."""
 
     title: ClassVar[str] = "MasaCtrl Mutual Self-Attn"
     layers: frozenset[Layer]
     start: float = 0.08
+    """The first step, as a fraction of the steps: the paper's step 4 of 50."""
     end: float = 1.0
     union: bool = False
+    """Whether the target reads its own keys and values too."""
     source_mask: torch.Tensor | None = None
+    """[pictures or 1, H, W], 1 on the object."""
     target_mask: torch.Tensor | None = None
+    """[pictures or 1, H, W], 1 on the object."""
     auto: AutoMask | None = None
+    """The words whose maps give the masks that are not given."""
 
     def wants(self, kind: Kind, place: Place) -> bool:
         first, last = int(self.start * place.steps), int(self.end * place.steps)
@@ -142,21 +147,20 @@ class MasaCtrl(Controller):
         )
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
-        """Self-attention of the layers; cross-attention where the automatic mask's maps are
+        """Self-attention of the layers, and cross-attention where the automatic mask's maps are
         read."""
         if kind == "self":
             return layer in self.layers
         return self.auto is not None and layer.scale == map_scale(latent, self.auto.scales)
 
     def reads(self, place: Place) -> Reads:
-        """The unconditioned source row too: guidance would otherwise pull the target away from the
-        source."""
+        """Both source rows, because guidance would else pull the target away from the source."""
         if self.wants("self", place):
             return "both"
         return "cond" if self.wants("cross", place) else "nothing"
 
     def begin(self) -> MasaState:
-        """No maps, no masks."""
+        """A state without maps and masks."""
         return MasaState()
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MasaState) -> torch.Tensor:
@@ -172,21 +176,22 @@ class MasaCtrl(Controller):
         return _read(call, attend, self._reading(call, state))
 
     def _reading(self, call: AttentionCall, state: MasaState) -> Reading:
-        """Who reads what here. All sizes of the layers are worked out at once, so that the device
-        is waited for, and written to, once a step."""
+        """Who reads what in a call."""
         if self.auto is not None:
             maps = state.maps.finished(call.place.step)
             if maps is not state.masked:
                 state.masked, state.masks = maps, self.auto.masks(maps)
                 state.readings.clear()
-        here = call.site.height, call.site.width
-        if (call.rows, here, call.q.device) not in state.readings:
+        own_size = call.site.height, call.site.width
+        # all sizes of the layers at once, so that the device is waited for, and written to, once a
+        # step
+        if (call.rows, own_size, call.q.device) not in state.readings:
             sizes = {_size(call.site.latent, layer.scale) for layer in self.layers}
-            every = tuple(sizes) if here in sizes else (here,)
+            every = tuple(sizes) if own_size in sizes else (own_size,)
             plans = [self._plan(call.rows, size, state.masks) for size in every]
             for size, reading in zip(every, _sent(plans, call.q.device), strict=True):
                 state.readings[call.rows, size, call.q.device] = reading
-        return state.readings[call.rows, here, call.q.device]
+        return state.readings[call.rows, own_size, call.q.device]
 
     def _plan(
         self, rows: tuple[Row, ...], size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
@@ -197,6 +202,7 @@ class MasaCtrl(Controller):
         for row, source in all_pairs(rows):
             masks = self._masks(rows[row], rows[source], size, auto)
             if masks is not None:
+                # by content: targets and pictures under one mask are one part, and one call
                 name = tuple(mask.numpy().tobytes() for mask in masks)
                 groups.setdefault(name, (masks, []))[1].append((row, source))
             else:
@@ -211,37 +217,50 @@ class MasaCtrl(Controller):
     def _masks(
         self, row: Row, source: Row, size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
     ) -> Masks | None:
-        """Which tokens are the object's, [tokens] of the source and of the target; None where the
-        source's content is read by all. A union without masks is one of masks of ones."""
-        own = self._mask(row, self.target_mask, size, auto)
-        theirs = self._mask(source, self.source_mask, size, auto)
-        own, theirs = (theirs if own is None else own), (own if theirs is None else theirs)
-        if own is not None and theirs is not None and theirs.any():
-            if not (theirs.all() and own.all()):
-                return theirs, own
+        """Which tokens are the object's, in the source and in the target.
+
+        It is None where all target tokens read all of the source's.
+        """
+        target_mask = self._mask(row, self.target_mask, size, auto)
+        source_mask = self._mask(source, self.source_mask, size, auto)
+        # a mask of one of the two stands for both
+        target_mask, source_mask = (
+            (source_mask if target_mask is None else target_mask),
+            (target_mask if source_mask is None else source_mask),
+        )
+        if target_mask is not None and source_mask is not None and source_mask.any():
+            if not (source_mask.all() and target_mask.all()):
+                return source_mask, target_mask
+        # a union without masks is one of masks of ones
         ones = torch.ones(size, dtype=torch.bool).flatten()
         return (ones, ones) if self.union else None
 
     def _mask(
         self,
         row: Row,
-        given: torch.Tensor | None,
+        user_mask: torch.Tensor | None,
         size: tuple[int, int],
         auto: Mapping[Key, torch.Tensor],
     ) -> torch.Tensor | None:
-        mask = auto.get(key_of(row)) if given is None else given[row.picture % len(given)]
+        """The object's tokens of a row: the user's mask, else the words' one, if there is any."""
+        if user_mask is None:
+            mask = auto.get(key_of(row))
+        else:
+            mask = user_mask[row.picture % len(user_mask)]
         return None if mask is None else resize(mask.float(), size).flatten() > 0.5
 
 
 def _parts(
-    theirs: torch.Tensor, own: torch.Tensor, pairs: list[tuple[int, int]], union: bool
+    source: torch.Tensor, target: torch.Tensor, pairs: list[tuple[int, int]], union: bool
 ) -> Iterator[Part]:
-    """The object's queries on the object's keys, all others on all others; where there are no
-    such keys, on all keys."""
-    inside = torch.cat([theirs, own]) if union else theirs
-    tokens = len(own)
+    """The object's queries on the object's keys, and all others on all others.
+
+    Queries whose keys there are none of read all keys.
+    """
+    inside = torch.cat([source, target]) if union else source
+    tokens = len(target)
     targets, sources = (tokens * torch.tensor(each)[:, None] for each in zip(*pairs, strict=True))
-    for queries, chosen in ((own, inside), (~own, ~inside)):
+    for queries, chosen in ((target, inside), (~target, ~inside)):
         if queries.any():
             chosen = chosen if chosen.any() else torch.ones_like(chosen)
             firsts = [sources, targets] if union else [sources]
@@ -255,6 +274,7 @@ def _parts(
 
 def _read(call: AttentionCall, attend: Attend, reading: Reading) -> torch.Tensor:
     """The attention output, what is read in parts included."""
+    # all rows go through the chain, so that other packs' patches see them; parts are written over
     order = reading.order
     out = attend(call if order is None else call.replace(call.q, call.k[order], call.v[order]))
     if not reading.parts:
@@ -280,12 +300,13 @@ def _read_of(x: torch.Tensor, part: Part, call: AttentionCall) -> torch.Tensor:
 
 
 def _size(latent: tuple[int, int], scale: int) -> tuple[int, int]:
-    """Tokens of a layer, (height, width): the UNet halves sizes upwards."""
+    """The tokens of a layer, (height, width), of which the UNet rounds odd halves up."""
     return -(-latent[0] // scale), -(-latent[1] // scale)
 
 
 def _sent(readings: Sequence[Reading], device: torch.device) -> list[Reading]:
-    """The readings on a device, in one transfer."""
+    """The readings on a device."""
+    # each transfer waits for the device, and so there is one
     numbers = [number for reading in readings for number in _numbers(reading)]
     flat = torch.cat([number.flatten() for number in numbers]).to(device)
     sent = iter(
@@ -305,6 +326,7 @@ def _sent(readings: Sequence[Reading], device: torch.device) -> list[Reading]:
 
 
 def _numbers(reading: Reading) -> Iterator[torch.Tensor]:
+    """The tensors of a reading, in the order in which `_sent` puts them back."""
     if reading.order is not None:
         yield reading.order
     for part in reading.parts:
@@ -385,7 +407,7 @@ class MasaCtrlOptions(ControlOptions):
             mask_pictures(self.target_mask),
             self._auto_mask(model.scales),
         )
-        return controller, _named(model.layers, chosen)
+        return controller, _in_words(model.layers, chosen)
 
     def _auto_mask(self, scales: tuple[int, ...]) -> AutoMask | None:
         """The mask of the words that name the object, if any do."""
@@ -411,7 +433,8 @@ class MasaCtrlOptions(ControlOptions):
         return AutoMask(groups, scales, self.mask_threshold)
 
 
-def _named(there: Sequence[Layer], chosen: frozenset[Layer]) -> str:
-    names = dict.fromkeys(layer.name for layer in there if layer in chosen)
-    blocks = f"{len(chosen)} of {len(there)} self-attention layers"
+def _in_words(layers: Sequence[Layer], chosen: frozenset[Layer]) -> str:
+    """Which of a model's layers were chosen, in words."""
+    names = dict.fromkeys(layer.name for layer in layers if layer in chosen)
+    blocks = f"{len(chosen)} of {len(layers)} self-attention layers"
     return f"{blocks}: {', '.join(names)}" if chosen else f"{blocks}: without effect"

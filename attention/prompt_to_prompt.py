@@ -1,12 +1,11 @@
 """Prompt-to-Prompt (Hertz et al. 2022, arXiv 2208.01626), folded into V.
 
-Every edit of the paper is linear in the attention probabilities, so it can be applied to V instead
-and computed
-by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever built (METHODS
-29.1). With alpha the window of each target column, c its weight, M and own its alignment, the
-edited output is
+Every edit of the paper is linear in the attention probabilities. So it can be applied to V instead
+and computed by fused attention: `(P_source M) V_target = P_source (M V_target)`. No map is ever
+built (METHODS 29.1). Let alpha be the window of each target column, c its weight, and M and s the
+mapper and the target's share of its alignment. The edited output is
 
-    P_source [M (alpha c V_target)] + P_target [((1 - alpha) + alpha c own) V_target].
+    P_source [M (alpha c V_target)] + P_target [((1 - alpha) + alpha c s) V_target].
 """
 
 from __future__ import annotations
@@ -49,11 +48,12 @@ from ..core.words import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a call. at: as they are read, without a copy where they lie side by side;
-    index: as they are written, on the call's device."""
+    """Some rows of a call."""
 
     at: slice | torch.Tensor
+    """The rows as they are read, which is without a copy where they lie side by side."""
     index: torch.Tensor
+    """The rows as they are written, on the call's device."""
 
     @staticmethod
     def of(rows: Sequence[int], device: torch.device) -> Rows:
@@ -66,33 +66,35 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CrossEdit:
-    """What one kind of cross-attention call becomes. order: whose q and k each row reads; targets:
-    the rows that are edited; tables [targets, T or 2T, T]: their values for the first term, and
-    below, where some row keeps anything of its own, those for the second."""
+    """What one kind of cross-attention call becomes."""
 
     order: torch.Tensor
+    """Whose q and k each row reads."""
     targets: Rows
+    """The rows that are edited."""
     tables: torch.Tensor
+    """[targets, T or 2T, T]: what makes their values for the first term and, below, those for the
+    second, where some row has one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptToPrompt(Controller):
-    """Replace, refine and reweight edits of cross-attention, and source self-attention.
-
-    alignments: how the columns of each target read the source's, one for each target prompt.
-    cross, self_: windows (start, end) as fractions of the steps, noise first; start = end is never.
-    self_limit: self-attention is edited in layers with at most this fraction of the latent's
-    positions.
-    """
+    """Edits cross-attention by replacing, refining and reweighting, and self-attention by the
+    source's."""
 
     title: ClassVar[str] = "P2P Attention Controller"
     rank: ClassVar[int] = 0
     """Before MasaCtrl, whose union and masks compute rows of their own from the queries and keys
     that reach them: behind it, the self window would be without effect there."""
     alignments: tuple[Alignment, ...]
+    """How the columns of each target prompt read the source's."""
     cross: tuple[float, float] = (0.0, 0.8)
+    """The window (start, end) of cross-attention in fractions of the steps, noise first. It is
+    never open where start = end."""
     self_: tuple[float, float] = (0.0, 0.4)
+    """The window of self-attention."""
     self_limit: float = 0.25
+    """Self-attention is edited in layers with at most this fraction of the latent's positions."""
 
     def __post_init__(self) -> None:
         check_window(self.cross, "cross_", self.title)
@@ -103,15 +105,15 @@ class PromptToPrompt(Controller):
         (METHODS 3.3)."""
         if kind == "self":
             return window_open(self.self_, place, place.steps)
-        own = (window for alignment in self.alignments for _, window in alignment.windows)
-        return any(window_open(window, place, place.steps + 1) for window in (self.cross, *own))
+        single = (window for alignment in self.alignments for _, window in alignment.windows)
+        return any(window_open(window, place, place.steps + 1) for window in (self.cross, *single))
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
         """Cross-attention everywhere, self-attention up to the limit."""
         return kind == "cross" or layer.area <= self.self_limit
 
     def begin(self) -> dict[Any, Any]:
-        """What the run's calls become, by their kind, so that each is worked out once."""
+        """What the run's calls become, by their kind, so that each kind is worked out once."""
         return {}
 
     def __call__(self, call: AttentionCall, attend: Attend, state: dict[Any, Any]) -> torch.Tensor:
@@ -130,6 +132,7 @@ class PromptToPrompt(Controller):
     ) -> CrossEdit:
         """The edit of a cross-attention call while the same windows are open."""
         opens = {row: self._opens(call.rows[row].target, call.place) for row, _ in pairs}
+        # what an edit depends on beside its windows: most calls of a run share one
         like = (call.rows, call.texts, call.v.shape[1], call.v.dtype, call.v.device)
         key = ("cross", *opens.values(), *like)
         if key not in state:
@@ -140,6 +143,7 @@ class PromptToPrompt(Controller):
     def _cross_edit(
         self, call: AttentionCall, pairs: list[tuple[int, int]], opens: dict[int, tuple[bool, ...]]
     ) -> CrossEdit:
+        """The edit of the target rows of `pairs`, under the windows that are open for each."""
         tables, read = [], []
         for row, source in pairs:
             one = self.alignments[call.rows[row].target]
@@ -147,12 +151,12 @@ class PromptToPrompt(Controller):
                 text_columns(call, source, one.mapper.shape[0], self.title),
                 text_columns(call, row, one.mapper.shape[1], self.title),
             )
-            fitted, kept = _fit_columns(one, opens[row], lengths, call.v)
+            fitted, remaining = _fit_columns(one, opens[row], lengths, call.v)
             if fitted.any():
                 read.append((row, source))
             else:  # nothing of the source is read: the row's values under its map
-                fitted, kept = kept, torch.zeros_like(kept)
-            tables.append((fitted, kept))
+                fitted, remaining = remaining, torch.zeros_like(remaining)
+            tables.append((fitted, remaining))
         first, second = (torch.stack(each) for each in zip(*tables, strict=True))
         both = torch.cat([first, second], 1) if second.any() else first
         device = call.v.device
@@ -173,8 +177,11 @@ class PromptToPrompt(Controller):
 
 
 def _edited(call: AttentionCall, attend: Attend, edit: CrossEdit) -> torch.Tensor:
-    """The first term for all rows through the chain; the second only where a row keeps anything
-    of its own."""
+    """The attention output of an edited call.
+
+    The first term goes through the chain with all rows. The second is added only where some row has
+    one.
+    """
     rows, tables = edit.targets, edit.tables
     values = (tables @ call.v[rows.at].to(tables.dtype)).to(call.v.dtype)
     columns = call.v.shape[1]
@@ -182,13 +189,12 @@ def _edited(call: AttentionCall, attend: Attend, edit: CrossEdit) -> torch.Tenso
     out = attend(call.replace(call.q[edit.order], call.k[edit.order], v))
     if tables.shape[1] == columns:
         return out
-    kept = call.fused(call.q[rows.at], call.k[rows.at], values[:, columns:])
-    return out.index_add(0, rows.index, kept)
+    second = call.fused(call.q[rows.at], call.k[rows.at], values[:, columns:])
+    return out.index_add(0, rows.index, second)
 
 
 def _order(rows: int, pairs: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """The numbers of all rows, those of targets replaced by their source's: the source's map on
-    the target's v."""
+    """The row whose q and k each row takes: a target its source's, any other its own."""
     order = list(range(rows))
     for target, source in pairs:
         order[target] = source
@@ -198,46 +204,45 @@ def _order(rows: int, pairs: Sequence[tuple[int, int]], device: torch.device) ->
 def _fit_columns(
     alignment: Alignment, opens: tuple[bool, ...], lengths: tuple[int, int], v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """M diag(alpha c) and diag((1 - alpha) + alpha c own), [T, T], for the T columns of this call
-    and texts of (source, target) lengths.
-
-    Repeats of a text share its attention equally, so the source's repeats all map to one copy of
-    the target's columns.
-    """
+    """M diag(alpha c) and diag((1 - alpha) + alpha c s), [T, T], for the T columns of this call
+    and texts of (source, target) lengths."""
     alignment = _with_appended(alignment, *lengths)
+    # tables of half precision would round every weight before it meets a value
     precision = torch.promote_types(v.dtype, torch.float32)
-    mapper, own = alignment.mapper.to(precision), alignment.own.to(precision)
+    mapper, share = alignment.mapper.to(precision), alignment.target_share.to(precision)
     alpha = torch.full((lengths[1],), float(opens[0]), dtype=precision)
     for (columns, _), is_open in zip(alignment.windows, opens[1:], strict=True):
         alpha[list(columns)] = float(is_open)
     weight = alpha if alignment.weights is None else alpha * alignment.weights.to(precision)
     every = v.shape[1]
     fitted = torch.zeros(every, every, dtype=precision)
+    # repeats of a text share its attention equally, so that the source's repeats may all map to one
+    # copy of the target's columns
     fitted[:, : lengths[1]] = (mapper * weight).repeat(every // lengths[0], 1)
-    kept = (1.0 - alpha) + weight * own
-    return fitted, torch.diag(kept.repeat(every // lengths[1]))
+    remaining = (1.0 - alpha) + weight * share
+    return fitted, torch.diag(remaining.repeat(every // lengths[1]))
 
 
 def _with_appended(alignment: Alignment, source: int, target: int) -> Alignment:
     """The alignment of texts that go on behind their prompts, for `source` and `target` columns.
 
     Appended columns read those appended at the same place, as words that stand in both prompts do.
-    Where only the target goes on, its columns are new; where only the source does, the target's
+    Where only the target goes on, its columns are new. Where only the source does, the target's
     column at the same place is read.
     """
     old, new = alignment.mapper.shape
     if (source, target) == (old, new):
         return alignment
-    mapper, own = torch.zeros(source, target), torch.zeros(target)
-    mapper[:old, :new], own[:new] = alignment.mapper, alignment.own
+    mapper, share = torch.zeros(source, target), torch.zeros(target)
+    mapper[:old, :new], share[:new] = alignment.mapper, alignment.target_share
     for column in range(old, source):
-        there = new + column - old
-        mapper[column, there if there < target else column % target] = 1.0
-    own[new + source - old :] = 1.0
+        partner = new + column - old
+        mapper[column, partner if partner < target else column % target] = 1.0
+    share[new + source - old :] = 1.0
     weights = alignment.weights
     if weights is not None:
         weights = torch.cat([weights, torch.ones(target - new)])
-    return dataclasses.replace(alignment, mapper=mapper, own=own, weights=weights)
+    return dataclasses.replace(alignment, mapper=mapper, target_share=share, weights=weights)
 
 
 Window = tuple[float, float]

@@ -35,10 +35,10 @@ EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StyleAligned(Controller):
-    """Self-attention of every picture reads the reference too.
+    """Lets self-attention of every picture read the reference too.
 
-    The reference itself is left as it is: reading its own tokens twice would change nothing. Norms
-    are not shared, which the authors' code can do, too. chosen: the layers that `layers` names.
+    The reference itself is left as it is, because reading its own tokens twice would change
+    nothing. Norms are not shared, which the authors' code can do, too.
     """
 
     title: ClassVar[str] = "StyleAligned"
@@ -90,9 +90,10 @@ class StyleAligned(Controller):
         False, "Values take the reference's statistics; off in the paper.", advanced=True
     )
     chosen: frozenset[Layer] | None = None
+    """The layers that `layers` names; None before the model is known."""
 
     def build(self, model: ModelFacts) -> tuple[Controller, str]:
-        """At the layers of the model that the text names."""
+        """The same at the layers of the model that the text names."""
         chosen = select_layers(self.layers, model.layers, self.title)
         note = f"{len(chosen)} of {len(model.layers)} self-attention layers"
         return dataclasses.replace(self, chosen=chosen), note
@@ -101,11 +102,11 @@ class StyleAligned(Controller):
         return kind == "self" and window_open(self.window, place, place.steps)
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
-        """The chosen layers; without a choice, all."""
+        """The chosen layers, or all where no choice was made."""
         return self.chosen is None or layer in self.chosen
 
     def reads(self, place: Place) -> Reads:
-        """Both source rows: conditioned and unconditioned rows have a reference of their own."""
+        """Both source rows, because conditioned and unconditioned rows have each a reference."""
         return "both" if self.wants("self", place) else "nothing"
 
     def begin(self) -> dict[Any, tuple[torch.Tensor, torch.Tensor]]:
@@ -114,6 +115,7 @@ class StyleAligned(Controller):
 
     def __call__(self, call: AttentionCall, attend: Attend, state: Any) -> torch.Tensor:
         order = references(call.rows)
+        # all rows go through the chain; what follows a reference is written over
         out = attend(call)
         if not self.works(call.site, call.place) or order == list(range(len(order))):
             return out
@@ -131,18 +133,20 @@ class StyleAligned(Controller):
     def _shared(
         self, call: AttentionCall, rows: torch.Tensor, sources: torch.Tensor
     ) -> torch.Tensor:
-        """What the rows that follow read: their own tokens and their reference's."""
-        own = [each.index_select(0, rows) for each in (call.q, call.k, call.v)]
+        """The attention output of the rows that follow, over their own tokens and their
+        reference's."""
+        followers = [each.index_select(0, rows) for each in (call.q, call.k, call.v)]
         reference = [each.index_select(0, sources) for each in (call.q, call.k, call.v)]
         takes = (self.queries, self.keys, self.values)
         q, k, v = (
             adain(each, of) if take else each
-            for each, of, take in zip(own, reference, takes, strict=True)
+            for each, of, take in zip(followers, reference, takes, strict=True)
         )
         keys = torch.cat([k, reference[1] * self.scale], 1)
         values = torch.cat([v, reference[2]], 1)
         if self.weight == 1.0:
             return call.fused(q, keys, values)
+        # a bias on a logit multiplies its probability; the host's fast attention takes one
         shift = math.log(self.weight) if self.weight > 0.0 else -math.inf
         bias = keys.new_zeros(1, 1, keys.shape[1], dtype=torch.float32)
         bias[..., k.shape[1] :] = shift
@@ -150,8 +154,11 @@ class StyleAligned(Controller):
 
 
 def references(rows: tuple[Row, ...]) -> list[int]:
-    """The reference of every row: its source where it has one in the call, else the first of its
-    peers; of a source row, itself."""
+    """The reference of every row.
+
+    It is the row's source where it has one in the call, else the first of its peers. A source row
+    is its own.
+    """
     order = list(range(len(rows)))
     for group in peers(rows):
         for row in group:

@@ -216,7 +216,7 @@ class Bed:
     def materialised(self) -> Any:
         """The stock guider on four rows with written-out maps."""
         tables, way = alignment("replace"), host_test("materialised")
-        model = way.explicit(self.model, way.MapEdit(tables.mapper, tables.own))
+        model = way.explicit(self.model, way.MapEdit(tables.mapper, tables.target_share))
         return way.guider(model, **self.texts, cfg=CFG)
 
     def maps(self) -> list[tuple[int, int, int]]:
@@ -428,11 +428,11 @@ def pass_ratio(bed: Bed, checkpointing: str) -> float:
 
     def how(problem: Any, embedding: torch.Tensor) -> Result:
         def both() -> None:
-            problem.gradient(embedding, problem.everyone)
+            problem.gradient(embedding, problem.pictures)
 
         def forward() -> None:
             with torch.no_grad():
-                problem.predict(embedding, problem.everyone)
+                problem.predict(embedding, problem.pictures)
 
         both()  # warms up
         turns = [(seconds(both), seconds(forward)) for _ in range(bed.setting.turns)]
@@ -446,7 +446,7 @@ def pass_memory(bed: Bed, checkpointing: str) -> int:
     memory = memory_on(bed.setting.device)
 
     def how(problem: Any, embedding: torch.Tensor) -> Memory:
-        return memory(lambda: problem.gradient(embedding, problem.everyone))
+        return memory(lambda: problem.gradient(embedding, problem.pictures))
 
     return in_optimization(bed, checkpointing, how).peak
 

@@ -1,8 +1,8 @@
 """How the columns of a cross-attention call relate to the columns of a prompt.
 
-A text that reaches the UNet is its prompt's columns, then whatever was appended to it
-(ConditioningConcat), and all of that as often as the longest text of the call needs: the host
-repeats short texts to the common multiple of the lengths. Repeats hold equal keys and share
+A text that reaches the UNet is its prompt's columns, and then whatever was appended to it
+(ConditioningConcat). All of that may come several times, because the host repeats short texts to
+the common multiple of the lengths. Repeats hold equal keys and share
 attention equally, so they count as one; appended columns are columns of their own.
 """
 
@@ -17,8 +17,9 @@ from .words import CHUNK
 
 def text_lengths(context: torch.Tensor) -> tuple[int, ...]:
     """How many columns each row's text had before it was repeated, for texts [rows, columns,
-    channels]. No text is shorter than a chunk, so that most calls need no look at the numbers;
-    the others wait for the device once."""
+    channels]."""
+    # no text is shorter than a chunk, so that most calls need no look at the numbers: a look waits
+    # for the device
     columns = context.shape[1]
     shorter = [n for n in range(CHUNK, columns // 2 + 1) if columns % n == 0]
     if not shorter:
@@ -31,16 +32,18 @@ def text_lengths(context: torch.Tensor) -> tuple[int, ...]:
 
 
 def text_columns(call: AttentionCall, row: int, length: int, where: str) -> int:
-    """How many columns the text of a row has that begins with a prompt of `length` columns; the
-    call repeats them. Raises PivotError if it cannot begin so."""
+    """How many columns the text of a row has that begins with a prompt of `length` columns.
+
+    The call may repeat the text. Raises PivotError if it cannot begin so.
+    """
     columns = call.v.shape[1]
-    given = columns if call.texts is None else call.texts[row]
+    repeated = columns if call.texts is None else call.texts[row]
     # chunks of one prompt may be equal, and then look like repeats
-    text = length if given < length and length % given == 0 else given
+    text = length if repeated < length and length % repeated == 0 else repeated
     if text < length or columns % text:
         raise PivotError(
             f"a text that begins with the {length} columns of its prompt",
-            f"{given} in a call of {columns}",
+            f"{repeated} in a call of {columns}",
             "Encode the prompts that the words were read from with the same CLIP, and remove "
             "patches that add tokens inside the UNet.",
             where,

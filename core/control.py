@@ -32,41 +32,44 @@ class Fused(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a call happens: `layer.name` is its name. height, width: of its tokens or features;
-    latent: the latent's (height, width)."""
+    """Where a call happens."""
 
     kind: Kind
     layer: Layer
+    """The layer, whose `name` is the site's name."""
     height: int
+    """Of the tokens or features."""
     width: int
     latent: tuple[int, int]
+    """The latent's (height, width)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """When a call happens: step 0 ... steps - 1 counted from noise, found from sigma and never by
-    counting."""
+    """When a call happens."""
 
     step: int
+    """0 ... steps - 1, the noisiest first. It is looked up by sigma and never by counting calls,
+    because samplers may ask a network twice in a step."""
     steps: int
     sigma: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a batch row is.
-
-    source: the row of the same batch that holds its source, if any; target: which of the edits it
-    belongs to; picture: which of the pictures; chunk: which text of the call it runs under. Rows of
-    one chunk are peers: the pictures of one batch.
-    """
+    """What a batch row is."""
 
     branch: Branch
     cond: bool
     source: int | None = None
+    """The row of the same call that holds its source, if any does."""
     target: int = 0
+    """Which of the edits it belongs to."""
     picture: int = 0
+    """Which of the pictures it shows."""
     chunk: int = 0
+    """Which text of the call it runs under. Rows of one chunk are peers: the pictures of one
+    batch."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,12 +78,7 @@ class AttentionCall:
     them.
 
     A controller may keep q, k, v beyond the call, and may hand other ones on, with other numbers of
-    keys; it never writes into them. fused(q, k, v, bias) is the host's own fast attention: it may
-    be given fewer rows than the call has, and other numbers of tokens. probe(v) is what this call
-    gives for other values, every controller's edit included and other packs' patches left out: with
-    one-hot values, the maps of words. It is None inside a probe, and where the call sees a part of
-    the picture only. texts: how many columns each row's text has, which the
-    host may have repeated; None where nobody knows.
+    keys. It never writes into them.
     """
 
     q: torch.Tensor
@@ -91,8 +89,15 @@ class AttentionCall:
     place: Place
     rows: tuple[Row, ...]
     fused: Fused
+    """The host's own fast attention, which takes fewer rows than the call has, too, and other
+    numbers of tokens."""
     probe: Probe | None = None
+    """What this call gives for other values: the maps of words, where the values are one-hot. Every
+    controller's edit is in it, other packs' patches are not. It is None inside a probe, and where
+    the call sees a part of the picture only."""
     texts: tuple[int, ...] | None = None
+    """How many columns each row's text has, which the host may have repeated. It is None where
+    nobody knows."""
 
     def replace(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> AttentionCall:
         """The same call with other q, k, v."""
@@ -119,16 +124,20 @@ Proceed = Callable[[FeatureCall], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What the options of a controller may ask about the model. layers: those with attention, in
-    the order in which they run; scales: the scales it has attention at, ascending."""
+    """What the options of a controller may ask about the model."""
 
     layers: tuple[Layer, ...]
+    """The layers with attention, in the order in which they run."""
     scales: tuple[int, ...]
+    """The scales that the model has attention at, ascending."""
 
 
 class ControlOptions(Method, abc.ABC):
-    """The inputs of a controller's node, a frozen dataclass, where they are not the controller's
-    own fields: words, for example, which have to be looked up first."""
+    """The inputs of a controller's node, a frozen dataclass.
+
+    They are a class of their own where the controller's fields are others: words, for example,
+    have to be looked up first.
+    """
 
     @abc.abstractmethod
     def build(self, model: ModelFacts) -> tuple[Controller, str]:
@@ -152,7 +161,7 @@ class Controller(ControlOptions):
     same_noise: ClassVar[bool] = True
     """Whether a generated target must start from its source's noise."""
     deterministic: ClassVar[bool] = True
-    """Whether samplers that add noise of their own to every row would part target and source."""
+    """Whether samplers that draw noise for every row would part target and source."""
     sets_latents: ClassVar[bool] = False
     """Whether `after_step` does anything."""
     rank: ClassVar[int] = 1
@@ -200,17 +209,18 @@ class Controller(ControlOptions):
     def after_step(
         self, x: torch.Tensor, rows: tuple[Row, ...], place: Place, state: Any
     ) -> torch.Tensor:
-        """The latents [rows, C, H, W] after the step at `place`; x is what the sampler made of
-        them."""
+        """The latents [rows, C, H, W] after the step at `place`, where the sampler left them at
+        x."""
         return x
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: Any) -> None:
-        """The run is over and gave `samples` [rows, C, H, W]: keep what is to be shown of it."""
+        """Keeps what is to be shown of a run that is over and gave `samples` [rows, C, H, W]."""
         return None
 
 
 def in_order(controllers: tuple[Controller, ...]) -> tuple[Controller, ...]:
     """A chain by rank, so that the order of control nodes does not matter; equals keep theirs."""
+    # sorted is stable
     return tuple(sorted(controllers, key=lambda controller: controller.rank))
 
 
@@ -241,4 +251,5 @@ def window_open(window: tuple[float, float], place: Place, rows: int) -> bool:
     """Whether a window (start, end), as fractions of a table of `rows` steps, is open at a
     place."""
     start, end = window
+    # rounded down at both ends, as in the references: windows that touch never overlap
     return int(start * rows) <= place.step < int(end * rows)

@@ -17,49 +17,51 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Uncond:
-    """What an unconditional row reads.
-
-    base: the negative prompt or the source prompt; mix: from 0, `base` itself, to 1, the negative
-    prompt, along the sphere; null: in the text's place the trajectory's optimised embedding of the
-    step.
-    """
+    """What an unconditional row reads."""
 
     base: Literal["negative", "source"]
+    """The negative prompt or the source prompt."""
     mix: float = 0.0
+    """How far the text lies along the sphere from `base` (0) to the negative prompt (1)."""
     null: bool = False
+    """The trajectory's optimised embedding of the step takes the text's place."""
 
 
 NEGATIVE, SOURCE, NULL = Uncond("negative"), Uncond("source"), Uncond("negative", null=True)
 
 
 class Correction(Method, abc.ABC):
-    """A correction method, a frozen set of options without state.
-
-    name: its name in the papers; label: one line for people.
-    """
+    """A correction method, a frozen set of options without state."""
 
     name: ClassVar[str]
+    """Its name in the papers."""
     label: ClassVar[str]
+    """One line for people."""
 
     @property
     def pinned(self) -> bool:
-        """The source row is set from the trajectory after every step: its own prediction is not
-        needed."""
+        """Whether source rows are set from the trajectory after every step, so that their own
+        predictions are not needed."""
         return False
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
-        """What unconditional rows of a branch read at a step. Where source rows read SOURCE
-        guidance cancels on them, whatever the cfg, and they need no unconditional row."""
+        """What unconditional rows of a branch read at a step.
+
+        Where source rows read SOURCE, guidance cancels on them at any cfg, and they need no
+        unconditional row.
+        """
         return NEGATIVE
 
     def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
-        """The source rows after the step that ends at level `index`; x is what DDIM made of
-        them."""
+        """The source rows after the step that ends at level `index`, where the step rule left them
+        at x."""
         return x
 
     def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
-        """What people should know of a replay of the source at this cfg and negative prompt (its
-        fingerprint); empty when all is well."""
+        """What people should know of a replay of the source at this cfg; empty when all is well.
+
+        negative is the fingerprint of the negative prompt.
+        """
         return ""
 
     def check(self, trajectory: Trajectory) -> None:

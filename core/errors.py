@@ -6,8 +6,10 @@ import torch
 
 
 class PivotError(ValueError):
-    """What was expected; what came; where; what to do. ComfyUI shows it on the node that raised
-    it."""
+    """Says what was expected, what came, where, and what to do.
+
+    ComfyUI shows it on the node that raised it.
+    """
 
     def __init__(self, expected: str, got: str, do: str, where: str = "") -> None:
         self.expected, self.got, self.do, self.where = expected, got, do, where
@@ -20,7 +22,10 @@ class PivotError(ValueError):
 
 
 def check_finite(x: torch.Tensor, what: str, where: str) -> torch.Tensor:
-    """Return `x` unchanged; raise PivotError when it holds NaN or infinity: never a black image."""
+    """Return `x` unchanged, or raise PivotError when it holds NaN or infinity.
+
+    The host would make a black picture of them without a word.
+    """
     if not torch.isfinite(x).all():
         raise PivotError(
             f"finite numbers in {what}",

@@ -23,17 +23,17 @@ VARIABLES: tuple[Variable, ...] = ("latent", "text")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an energy may look at, for the pictures of a batch, in fp32; all of it has gradients.
-
-    x: variance-preserving latents [B, C, H, W] at `sigma`. text: what the network read [B, T, D].
-    denoised: the x0 that it predicts, in units of x. decode: from x0 to pictures.
-    """
+    """What an energy may look at, for the pictures of a batch, in fp32. All of it has gradients."""
 
     x: torch.Tensor
+    """Variance-preserving latents [B, C, H, W] at `sigma`."""
     sigma: float
     text: torch.Tensor
+    """What the network read [B, T, D]."""
     denoised: torch.Tensor
+    """The x0 that it predicts, in units of x."""
     decode: Callable[[torch.Tensor], torch.Tensor]
+    """The decoder, from x0 to pictures."""
 
     @functools.cached_property
     def eps(self) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Evaluation:
 
     @functools.cached_property
     def picture(self) -> torch.Tensor:
-        """The decoded x0, IMAGE [B, H, W, 3] within 0 to 1; made when it is first asked for.
+        """The decoded x0, IMAGE [B, H, W, 3] within 0 to 1, when it is first asked for.
 
         It is flat where the decoder leaves that range, as the host clamps it. Raises PivotError
         without a VAE.
@@ -56,12 +56,14 @@ Energy = Callable[[Evaluation], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slope:
-    """value: the energy of each picture [B]. gradient: by the name of each variable, of its shape.
-    denoised: the x0 that was predicted [B, C, H, W]. Nothing of it has gradients any more."""
+    """An energy and its gradient at one place. Nothing of it has gradients any more."""
 
     value: torch.Tensor
+    """The energy of each picture [B]."""
     gradient: dict[Variable, torch.Tensor]
+    """By the name of each variable, of its shape."""
     denoised: torch.Tensor
+    """The x0 that was predicted [B, C, H, W]."""
 
 
 class Gradients(Protocol):
@@ -94,11 +96,12 @@ def slope(
 ) -> Slope:
     """The slope of an energy through network(x, text) -> x0 and decode(x0) -> picture.
 
-    x: [B, C, H, W] and text: [B, T, D], in fp32 or wider, as must be what the two return. The way
-    back stops behind each of them, and goes on scaled to about 1: see `pull_back`.
+    x [B, C, H, W] and text [B, T, D] are in fp32 or wider, and so must be what the two return. The
+    way back stops behind each of them, and goes on scaled to about 1: see `pull_back`.
     """
     place = f"{where}, sigma {sigma:.4g}" if where else f"sigma {sigma:.4g}"
     _check(wrt, x, sigma, text, place)
+    # ComfyUI runs nodes in inference mode, in which nothing has gradients
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {"latent": _leaf(x, "latent" in wrt), "text": _leaf(text, "text" in wrt)}
         cuts = [_Cut.behind(network(leaves["latent"], leaves["text"]))]
@@ -112,7 +115,7 @@ def slope(
         seen = Evaluation(leaves["latent"], sigma, leaves["text"], cuts[0].leaf, picture)
         value = _checked(energy(seen), len(x), place)
         slopes = _way_back(value, [leaves[name] for name in wrt], cuts)
-    gradient = {name: _known(found, name, place) for name, found in zip(wrt, slopes, strict=True)}
+    gradient = {name: _dependent(each, name, place) for name, each in zip(wrt, slopes, strict=True)}
     return Slope(value.detach(), gradient, cuts[0].leaf.detach())
 
 
@@ -121,48 +124,54 @@ _CONNECT = "Connect the VAE of the model."
 
 def pull_back(
     output: torch.Tensor,
-    wanted: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
     cotangent: torch.Tensor,
     magnitude: torch.Tensor,
 ) -> list[torch.Tensor | None]:
-    """The way back from `output` to each of `wanted`, None for those that it does not depend on.
+    """The way back from `output` to each of `inputs`, None for those that it does not depend on.
 
-    magnitude: of the cotangent, one number or one for each row. The way begins at the cotangent
-    divided by the nearest power of two, so that a network in half precision neither underflows nor
-    overflows; the power is multiplied in again at the end, in the cotangent's own precision.
+    magnitude says how large the cotangent is, in one number or one for each row. The way begins at
+    the cotangent divided by the nearest power of two, so that a network in half precision neither
+    underflows nor overflows. The power is multiplied in again at the end, in the cotangent's own
+    precision.
     """
     scale = 2.0 ** magnitude.clamp_min(1e-30).log2().round()
-    back = torch.autograd.grad(output, wanted, cotangent / _rows(scale, output), allow_unused=True)
+    back = torch.autograd.grad(output, inputs, cotangent / _rows(scale, output), allow_unused=True)
     return [
         None if each is None else each.to(cotangent.dtype) * _rows(scale, each) for each in back
     ]
 
 
 def _rows(scale: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One number, or one for each row, to be combined with a tensor of rows."""
     return scale.reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Cut:
-    """Where the way back stops: what a network gave, and the leaf that goes on in its place."""
+    """A place where the way back stops."""
 
     output: torch.Tensor
+    """What a network gave."""
     leaf: torch.Tensor
+    """What goes on in its place."""
 
     @classmethod
     def behind(cls, output: torch.Tensor) -> _Cut:
+        """The cut behind an output."""
         return cls(output, output.detach().requires_grad_(True))
 
 
 def _way_back(
-    value: torch.Tensor, wanted: list[torch.Tensor], cuts: list[_Cut]
+    value: torch.Tensor, leaves: list[torch.Tensor], cuts: list[_Cut]
 ) -> list[torch.Tensor | None]:
-    """From the energies to what is wanted, through the cuts from the last one to the first."""
-    ends = [*wanted, *(cut.leaf for cut in cuts)]
-    # Rows are independent of each other: the gradient of the sum is each picture's own.
+    """From the energies to the leaves, through the cuts from the last one to the first."""
+    ends = [*leaves, *(cut.leaf for cut in cuts)]
+    # rows are independent of each other: the gradient of the sum is each picture's own
     slopes: list[torch.Tensor | None] = list(
         torch.autograd.grad(value.sum(), ends, allow_unused=True)
     )
+    # the decoder before the network: the picture's slope ends at the leaf that the network gave
     for cut in reversed(cuts):
         cotangent = slopes.pop()
         ends.pop()
@@ -179,9 +188,9 @@ def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
     return a + b
 
 
-def _leaf(tensor: torch.Tensor, wanted: bool) -> torch.Tensor:
-    """An ordinary copy: what comes from a node is an inference tensor."""
-    return tensor.detach().clone().requires_grad_(wanted)
+def _leaf(tensor: torch.Tensor, variable: bool) -> torch.Tensor:
+    """An ordinary copy, because what comes from a node is an inference tensor."""
+    return tensor.detach().clone().requires_grad_(variable)
 
 
 def _check(
@@ -217,7 +226,8 @@ def _checked(value: torch.Tensor, batch: int, place: str) -> torch.Tensor:
 _DETACHED = "Compute it from the evaluation, without detach or no_grad."
 
 
-def _known(found: torch.Tensor | None, name: Variable, place: str) -> torch.Tensor:
-    if found is None:
+def _dependent(gradient: torch.Tensor | None, name: Variable, place: str) -> torch.Tensor:
+    """The gradient with respect to a variable, which the energy has to depend on."""
+    if gradient is None:
         raise PivotError(f"an energy that depends on the {name}", "one without", _DETACHED, place)
-    return check_finite(found, f"the energy's gradient with respect to the {name}", place)
+    return check_finite(gradient, f"the energy's gradient with respect to the {name}", place)

@@ -15,11 +15,13 @@ from .stepper import Moment
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guided:
-    """What a rule makes of a step. delta: what cfg multiplies, of the shape of the difference that
-    came; edit: 1 where the step edits, 0 where it should keep the source, or None."""
+    """What a rule makes of a step."""
 
     delta: torch.Tensor
+    """What cfg multiplies, of the shape of the difference that came."""
     edit: torch.Tensor | None = None
+    """1 where the step edits, 0 where it should keep the source; None where the rule does not
+    say."""
 
 
 class Guidance(Method, abc.ABC):
@@ -31,7 +33,7 @@ class Guidance(Method, abc.ABC):
     title: ClassVar[str]
     """What people call it."""
     plain: ClassVar[bool] = False
-    """Whether differences stay as they are: then, at cfg 1, nobody needs unconditional rows."""
+    """Whether differences stay as they are. Then nobody needs unconditional rows at cfg 1."""
 
     @property
     def source_cfg(self) -> float | None:
@@ -53,7 +55,7 @@ class Guidance(Method, abc.ABC):
     def after_step(
         self, x: torch.Tensor, denoised: torch.Tensor, guided: Guided, now: Moment
     ) -> torch.Tensor:
-        """The latents after a step; x is what the step rule made of them; denoised is x0 of it."""
+        """The latents after a step, where the step rule left them at x on its way to `denoised`."""
         return x
 
 

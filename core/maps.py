@@ -1,7 +1,7 @@
 """Maps of words from folded attention: where in the picture a word is looked at (METHODS 29.1).
 
-`probe(E)` with E the one-hot columns of some words is the attention map of those words, mean over
-heads, without the map over all words and heads ever being built.
+Let E be the one-hot columns of some words. Then `probe(E)` is the attention map of those words,
+mean over heads, and the map over all words and heads is never built.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Key = tuple[Branch, int, int]
 
 
 def key_of(row: Row) -> Key:
-    """Under which a row's maps are kept."""
+    """The key under which a row's maps are kept."""
     return row.branch, row.target, row.picture
 
 
@@ -33,10 +33,10 @@ def word_maps(
     call: AttentionCall, groups: Groups, values: dict[Any, torch.Tensor]
 ) -> dict[Key, torch.Tensor]:
     """The maps [height, width, words], fp32, of every conditioned row of a cross-attention call
-    that has words. values: the one-hot values of a run's calls, each made once.
+    that has words.
 
-    Of several conditioned chunks (areas, time ranges) the first counts. The columns of repeats of
-    a text are summed.
+    values holds the one-hot values of a run's calls, each written once. Of several conditioned
+    chunks (areas, time ranges) the first counts. The columns of repeats of a text are summed.
     """
     if call.probe is None:
         return {}
@@ -48,6 +48,7 @@ def word_maps(
     width = call.v.shape[-1] // call.heads
     most = max((len(words) for _, words in asked.values()), default=0)
     parts = []
+    # a head has `width` channels, and so takes that many words at a time
     for first in range(0, most, width):
         kind = (call.rows, call.texts, call.heads, call.v.shape, call.v.dtype, call.v.device, first)
         if kind not in values:
@@ -71,8 +72,8 @@ def _asked(row: Row, groups: Groups) -> bool:
 def _one_hot(
     call: AttentionCall, asked: dict[int, tuple[int, tuple[Columns, ...]]], first: int
 ) -> torch.Tensor:
-    """Values that are 1 on the columns of word `first + i` in channel i of every head. They are
-    written on the CPU and go to the call's device at once."""
+    """Values that are 1 on the columns of word `first + i` in channel i of every head."""
+    # written on the CPU, because each write to a device is a launch of its own
     columns, channels = call.v.shape[1:]
     width = channels // call.heads
     hot = torch.zeros(len(call.rows), columns, call.heads, width, dtype=call.v.dtype)
@@ -85,8 +86,11 @@ def _one_hot(
 
 
 class MapSum:
-    """Maps summed over layers and steps. A layer counts once a step, however often the sampler asks
-    it. values: the one-hot values that its maps are asked with."""
+    """Maps summed over layers and steps.
+
+    A layer counts once a step, however often the sampler asks it. `values` are the one-hot values
+    that its maps are asked with.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[Key, torch.Tensor] = {}
@@ -103,8 +107,10 @@ class MapSum:
 
 
 def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The sum of two maps [h, w, columns]. A text that is longer at some steps is looked at there
-    in columns of its own."""
+    """The sum of two maps [h, w, columns].
+
+    A text that is longer at some steps is looked at there in columns of its own.
+    """
     most = max(a.shape[-1], b.shape[-1])
     a, b = (
         each
@@ -116,8 +122,11 @@ def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class StepMaps:
-    """Maps of one step at a time. `finished(step)` are those of the step before it, complete and
-    the same for every call of the step, however the host splits its calls."""
+    """Maps of one step at a time.
+
+    `finished(step)` are those of the step before it. They are complete and the same for every call
+    of the step, however the host splits its calls.
+    """
 
     def __init__(self) -> None:
         self.values: dict[Any, torch.Tensor] = {}
@@ -132,11 +141,12 @@ class StepMaps:
 
     def finished(self, step: int) -> MapSum:
         """The maps of the last step that is over at `step`."""
+        # before the first call of a step, the maps of the step before are still those of now
         return self._before if step == self._step else self._now
 
 
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> torch.Tensor:
-    """[h, w] to another size."""
+    """A map [h, w] at another size."""
     corners = False if mode == "bilinear" else None
     return torch.nn.functional.interpolate(
         maps[None, None], size, mode=mode, align_corners=corners
@@ -144,18 +154,18 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> 
 
 
 class Results:
-    """What runs have left to show, found again by the latent they gave; the last few are kept."""
+    """What runs have left to show, by the latent that they gave. The last few stay."""
 
-    def __init__(self, kept: int = 64) -> None:
-        self._kept = kept
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
         self._values: OrderedDict[bytes, Any] = OrderedDict()
 
     def put(self, sample: torch.Tensor, value: Any) -> None:
         """Keep a value for a latent [C, H, W]."""
         name = _fingerprint(sample)
         self._values[name] = value
-        self._values.move_to_end(name)
-        while len(self._values) > self._kept:
+        self._values.move_to_end(name)  # a latent that comes again is as young as a new one
+        while len(self._values) > self._limit:
             self._values.popitem(last=False)
 
     def get(self, sample: torch.Tensor) -> Any:
@@ -164,7 +174,7 @@ class Results:
 
 
 def _fingerprint(sample: torch.Tensor) -> bytes:
-    """In half precision, because hosts may keep what samplers give in it."""
+    """The hash of a latent in half precision, because hosts may keep what samplers give in it."""
     return hashlib.sha256(sample.detach().cpu().half().contiguous().numpy().tobytes()).digest()
 
 

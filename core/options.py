@@ -69,14 +69,16 @@ def number(
     advanced: bool = False,
     shown: bool = True,
 ) -> Any:
-    """A field that holds a number between `low` and `high`. Where its default is None, None is
-    allowed too, and is 0 on the node."""
+    """A field that holds a number between `low` and `high`.
+
+    Where its default is None, None is allowed too, and is 0 on the node.
+    """
     flags: dict[str, Any] = {"optional": optional, "advanced": advanced, "shown": shown}
     return _field(Option("number", tooltip, default, low=low, high=high, step=step, **flags))
 
 
 def fraction(default: float, tooltip: str, step: float = 0.01, **flags: bool) -> Any:
-    """A field that holds a number between 0 and 1; flags as for `number`."""
+    """A field that holds a number between 0 and 1, with the flags of `number`."""
     return number(default, 0.0, 1.0, step, tooltip, **flags)
 
 
@@ -128,8 +130,11 @@ def text(
 def window(
     default: tuple[float, float], start: str, end: str, prefix: str = "", advanced: bool = False
 ) -> Any:
-    """A field that holds (start, end), two fractions of the steps in this order; start and end are
-    their tooltips. On the node it is two numbers, called `prefix` + start and `prefix` + end."""
+    """A field that holds (start, end), two fractions of the steps in this order.
+
+    `start` and `end` are their tooltips. On the node it is two numbers, called `prefix` + start and
+    `prefix` + end.
+    """
     bounds = zip(("start", "end"), (start, end), default, strict=True)
     both = [
         Option("number", tooltip, value, f"{prefix}{name}", advanced=advanced)
@@ -178,28 +183,29 @@ def options_of(kind: Any) -> tuple[Option, ...]:
 
 def defaults(kind: Any) -> dict[str, Any]:
     """The defaults of those inputs that have one, by name."""
-    found = {option.name: option.default for option in options_of(kind)}
-    return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
+    values = {option.name: option.default for option in options_of(kind)}
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
 
 
 Built = TypeVar("Built")
 
 
 def from_inputs(kind: type[Built], values: Mapping[str, Any]) -> Built:
-    """A dataclass of the values of its inputs, which are used up: every name must be an input.
-    What is left out has its default."""
+    """A dataclass of the values of its inputs. What is left out has its default."""
     left, arguments = dict(values), {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         inputs = _inputs(field)
         if any(option.name in left for option in inputs):
             each = [left.pop(option.name, option.default) for option in inputs]
             arguments[field.name] = tuple(each) if len(each) > 1 else each[0]
-    return kind(**arguments, **left)
+    return kind(**arguments, **left)  # a name that is no input is Python's own error here
 
 
 def check_options(instance: Any, where: str) -> None:
-    """Raise PivotError that names the first value which its field does not allow. NaN is never
-    allowed."""
+    """Raise PivotError that names the first value which its field does not allow.
+
+    NaN is never allowed.
+    """
     for field in dataclasses.fields(instance):
         inputs, value = _inputs(field), getattr(instance, field.name)
         if len(inputs) > 1:
@@ -219,7 +225,8 @@ _KINDS: dict[Kind, tuple[Any, str]] = {
 
 
 def _check_kind(option: Option, value: Any, where: str) -> None:
-    """True and False are numbers to Python, but not here."""
+    """Raise PivotError for a value of another kind than the option's. True and False are numbers to
+    Python, but not here."""
     if option.kind == "flag":
         right, expected = value in (True, False), "on or off"
     elif option.kind == "choice":
@@ -250,13 +257,11 @@ def _check_range(option: Option, value: Any, where: str) -> None:
 
 class Method:
     """What every method is: a frozen dataclass of options, compared with their fields when it is
-    built.
-
-    node: what its node says; None where it has none of its own: inverters are entries of DDIM
-    Inversion's `method`, corrections of the edit nodes' `correction`.
-    """
+    built."""
 
     node: ClassVar[NodeText | None] = None
+    """What its node says. It is None where the method is an entry of another node: inverters of
+    DDIM Inversion's `method`, corrections of the edit nodes' `correction`."""
 
     @classmethod
     def where(cls) -> str:

@@ -1,7 +1,7 @@
 """Coordinates of a latent and the step between two of its noise levels.
 
-A latent is `x = alpha x0 + s n`: x0 the clean picture, n the noise, (alpha, s) given by the level
-`sigma`. The host samples in its own space X, in which every deterministic step is Euler's:
+A latent is `x = alpha x0 + s n`. x0 is the clean picture and n the noise, and the level `sigma`
+gives (alpha, s). The host samples in its own space X, in which every deterministic step is Euler's:
 `X' = X + (sigma' - sigma) (X - denoised) / sigma`. The paths differ in (alpha, s) and in the scale
 between X and x, and in nothing else. No other file writes these formulas.
 """
@@ -19,13 +19,15 @@ from .errors import PivotError
 from .schedule import LEVELS, ddim_timesteps
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
-"""The one model contract: `denoise(X, sigma) -> x0`, X in the host's space, x0 of the same
+"""The one model contract, `denoise(X, sigma) -> x0`. X is in the host's space, and x0 has its
 shape."""
 
 
 class Path(abc.ABC):
-    """A family of noise levels. Latents are [B, C, ...]; levels are sigmas as the host counts
-    them."""
+    """A family of noise levels.
+
+    Latents are [B, C, ...]. Levels are sigmas as the host counts them.
+    """
 
     name: ClassVar[str]
 
@@ -47,11 +49,11 @@ class Path(abc.ABC):
         (ascending)."""
 
     def to_host(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        """x of the papers -> X of the host."""
+        """X of the host for x of the papers."""
         return x * self.scale(sigma)
 
     def from_host(self, host: torch.Tensor, sigma: float) -> torch.Tensor:
-        """X of the host -> x of the papers."""
+        """x of the papers for X of the host."""
         return host / self.scale(sigma)
 
     @abc.abstractmethod
@@ -83,7 +85,7 @@ class Path(abc.ABC):
 
 
 class VariancePreserving(Path):
-    """`alpha^2 + s^2 = 1`, sigma = s / alpha: every UNet (Song et al. 2021, arXiv 2010.02502).
+    """`alpha^2 + s^2 = 1`, sigma = s / alpha, for every UNet (Song et al. 2021, arXiv 2010.02502).
 
     A step is DDIM's (eq. 12 with eta = 0), and in X, the variance-exploding variable, it is
     Euler's.
@@ -106,9 +108,9 @@ class VariancePreserving(Path):
     def levels(self, table: torch.Tensor, steps: int, end: str = "reference") -> torch.Tensor:
         """The references' leading grid (docs/METHODS.md 0.3) on the model's table.
 
-        `end = "reference"`: the clean end is the model's first level, sigma_0 = 0.0292 for SD, as
-        in every SD 1.x reference (`set_alpha_to_one=False`). `end = "host"`: it is 0, as in
-        ComfyUI's `ddim_uniform`.
+        With `end = "reference"` the clean end is the model's first level. That is sigma_0 = 0.0292
+        for SD, as in every SD 1.x reference (`set_alpha_to_one=False`). With `end = "host"` it is
+        0, as in ComfyUI's `ddim_uniform`.
         """
         _check_end(end)
         ascending = table.double().cpu()
@@ -118,7 +120,7 @@ class VariancePreserving(Path):
 
 
 class Flow(Path):
-    """`alpha = 1 - s`, sigma = s: flow matching, whose host space is x itself (docs/METHODS.md
+    """`alpha = 1 - s`, sigma = s, for flow matching, whose host space is x itself (docs/METHODS.md
     21)."""
 
     name = "flow"
@@ -145,6 +147,7 @@ class Flow(Path):
                 f"steps between 1 and {len(ascending)}", str(steps), "Use 8 to 50 steps."
             )
         stride = len(ascending) / steps
+        # rounded down as the host does it, so that a replay's levels are a stock sampler's
         chosen = [float(ascending[-(1 + int(i * stride))]) for i in range(steps)]
         return torch.tensor([0.0, *reversed(chosen)], dtype=torch.float64)
 

@@ -17,8 +17,7 @@ AS_GOOD, CLOSE = 0.5, 3.0
 """dB below the autoencoder's own round trip at which a picture comes back as well as it can, or
 nearly."""
 LOSSY, ANOTHER = 25.0, 15.0
-"""dB of the round trip below which the autoencoder loses detail, or it cannot be the same picture.
-"""
+"""dB of the round trip below which the autoencoder loses detail, or this is another picture."""
 MOVED = 1.0
 """dB that an edit without a changed word may lose."""
 ENOUGH = 50
@@ -30,20 +29,22 @@ stay below (std 0.80 to 0.85, neighbours 0.04 to 0.12); those at cfg 7.5 (1.3, 0
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
-    """PSNR in dB of `a` against reference `b`, of one shape; infinite if equal."""
+    """PSNR in dB of `a` against reference `b` of the same shape, infinite if they are equal."""
     mse = (a.double() - b.double()).square().mean().item()
+    # a flat latent has no range
     return math.inf if mse == 0.0 else 10.0 * math.log10(max(peak, 1e-12) ** 2 / mse)
 
 
 def latent_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """PSNR in dB of latent `a` against reference `b`, the peak being b's own range; infinite if
-    equal."""
+    """PSNR in dB of latent `a` against reference `b`, whose own range is the peak."""
     return psnr(a, b, (b.max() - b.min()).double().item())
 
 
 def drift(replayed: Iterable[torch.Tensor], trajectory: Trajectory) -> list[float]:
-    """The mean squared distance to the trajectory after every step of a replay, noise first;
-    latents [B, C, H, W]."""
+    """The mean squared distance to the trajectory after every step of a replay, noise first.
+
+    The latents are [B, C, H, W].
+    """
     pivots = trajectory.latents[:-1].flip(0)
     return [
         (x - pivot.to(x)).double().square().mean().item()
@@ -53,18 +54,21 @@ def drift(replayed: Iterable[torch.Tensor], trajectory: Trajectory) -> list[floa
 
 @dataclasses.dataclass(frozen=True)
 class NoiseFigures:
-    """Mean, standard deviation, and how horizontal and vertical neighbours correlate; of Gaussian
-    noise 0, 1, 0, 0."""
+    """How near noise is to Gaussian noise, whose four figures are 0, 1, 0, 0."""
 
     mean: float
     std: float
     across: float
+    """How horizontal neighbours correlate."""
     down: float
+    """How vertical neighbours correlate."""
 
     @classmethod
     def of(cls, noise: torch.Tensor) -> NoiseFigures:
-        """Of variance-preserving noise [B, C, H, W]; correlations are means over pictures and
-        channels."""
+        """The figures of variance-preserving noise [B, C, H, W].
+
+        Correlations are means over pictures and channels.
+        """
         x = noise.double()
         centred = x - x.mean((-2, -1), keepdim=True)
         variance = centred.square().mean((-2, -1)).clamp_min(1e-12)
@@ -78,8 +82,10 @@ class NoiseFigures:
 
     @property
     def stiff(self) -> bool:
-        """Whether too much of the picture is left in it: an edit then moves little, or not as the
-        words say."""
+        """Whether too much of the picture is left in the noise.
+
+        An edit then moves little, or not as the words say.
+        """
         off = {
             "mean": abs(self.mean),
             "std": abs(self.std - 1.0),
@@ -88,25 +94,25 @@ class NoiseFigures:
         return any(off[name] > limit for name, limit in STIFF.items())
 
     def __str__(self) -> str:
-        told = (
+        text = (
             f"mean {self.mean:.2f}, std {self.std:.2f}, neighbours correlate {self.across:.2f} "
             "across"
         )
-        return f"{told} and {self.down:.2f} down (Gaussian: 0, 1, 0, 0)"
+        return f"{text} and {self.down:.2f} down (Gaussian: 0, 1, 0, 0)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """What was measured, in dB against the source picture.
-
-    psnr: the reconstruction; ceiling: the autoencoder's own round trip; unchanged: an edit whose
-    target is the source prompt; noise: of the inversion's noisiest latent.
-    """
+    """What was measured, in dB against the source picture."""
 
     psnr: float
+    """Of the reconstruction."""
     ceiling: float
+    """Of the autoencoder's own round trip."""
     unchanged: float
+    """Of an edit whose target is the source prompt."""
     noise: NoiseFigures
+    """Of the inversion's noisiest latent."""
 
     @property
     def gap(self) -> float:

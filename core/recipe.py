@@ -42,15 +42,13 @@ class Frozen(Mapping[str, Value]):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to make a method again.
-
-    name: the method's name in its registry.
-    options: the fields of its dataclass: texts, finite numbers, truth values and None only, so
-        that json holds every one of them exactly.
-    """
+    """How to make a method again."""
 
     name: str
+    """The method's name in its registry."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The fields of its dataclass. They are texts, finite numbers, truth values and None only, so
+    that json holds every one of them exactly."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -71,15 +69,15 @@ _UPDATE = "Update Pivot Edit, or save the inversion again."
 
 
 def recipe_of(method: Any) -> Recipe:
-    """The recipe of a method that is a frozen dataclass with a `name`: `built` makes its equal."""
+    """The recipe of a method, a frozen dataclass with a `name`, whose equal `built` makes."""
     fields = dataclasses.fields(method)
     return Recipe(method.name, {field.name: getattr(method, field.name) for field in fields})
 
 
 def built(recipe: Recipe, kinds: Mapping[str, type[Method]], what: str) -> Method:
-    """The method of a recipe, out of a registry of dataclasses; `what` names the family.
+    """The method of a recipe, out of a registry of dataclasses whose family `what` names.
 
-    Raises PivotError that names what does not fit: recipes may come from files.
+    Raises PivotError that names what does not fit, because recipes may come from files.
     """
     if recipe.name not in kinds:
         raise PivotError(
@@ -97,8 +95,8 @@ def _check_options(recipe: Recipe, kind: Any) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name, value in recipe.options.items():
         if name not in fields:
-            known = f"one of {tuple(fields)}" if fields else "none"
-            raise PivotError(f"options of {recipe.name} to be {known}", f"{name!r:.100}", _UPDATE)
+            names = f"one of {tuple(fields)}" if fields else "none"
+            raise PivotError(f"options of {recipe.name} to be {names}", f"{name!r:.100}", _UPDATE)
         if not _fits(value, hints[name]):
             expected = f"option {name} of {recipe.name} to be {_in_words(hints[name])}"
             raise PivotError(expected, f"{value!r:.100}", _UPDATE)

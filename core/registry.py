@@ -20,13 +20,13 @@ Contract = TypeVar("Contract")
 def discover(package: str, contract: Callable[..., Contract]) -> tuple[type[Contract], ...]:
     """The public classes that a package's files define and that fill a contract, sorted by name.
 
-    package: its `__name__`. Classes that leave a method of the contract open are left out.
+    package is its `__name__`. Classes that leave a method of the contract open are left out.
     """
     base: Any = contract  # mypy wants concrete classes as type[...], and contracts are abstract
     path = sys.modules[package].__path__
     names = sorted(info.name for info in pkgutil.iter_modules(path))
     modules = [importlib.import_module(f"{package}.{name}") for name in names]
-    found: list[Any] = [
+    classes: list[Any] = [
         value
         for module in modules
         for value in vars(module).values()
@@ -36,4 +36,4 @@ def discover(package: str, contract: Callable[..., Contract]) -> tuple[type[Cont
         and not inspect.isabstract(value)
         and not value.__name__.startswith("_")
     ]
-    return tuple(sorted(found, key=lambda kind: kind.__name__))
+    return tuple(sorted(classes, key=lambda kind: kind.__name__))

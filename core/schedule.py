@@ -22,16 +22,17 @@ def ddim_timesteps(steps: int, trained: int = 1000) -> list[int]:
 
 
 def slerp(mix: float, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """Between two tensors of one shape along the sphere, each item of the first dimension flattened
-    (METHODS 5).
+    """A tensor between two of one shape along the sphere, each item of the first dimension
+    flattened (METHODS 5).
 
-    0 gives `start` and 1 `end`, bit for bit; where the two point in one direction it is a straight
-    line.
+    0 gives `start` and 1 `end`, bit for bit. Where the two point in one direction, the sphere is
+    left for a straight line.
     """
     if mix in (0.0, 1.0):
         return end if mix else start
     a, b = start.flatten(1).double(), end.flatten(1).double()
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+    # rounding may leave a cosine just above 1, whose angle would be NaN
     angle = cosine.clamp(-1.0, 1.0).acos()[:, None]
     straight = angle.sin() < 1e-6
     sine = torch.where(straight, torch.ones_like(angle), angle.sin())

@@ -1,7 +1,7 @@
 """One step of an edit in one place: predict, guide, step, land, after_step.
 
 The batch is [source; target 0; target 1; ...], each of B pictures. Samplers and guiders are thin
-hosts of `EditStep`: they say how the network is asked and where controllers come in, and everything
+hosts of `EditStep`. They say how the network is asked and where controllers come in. Everything
 else happens here, from inputs to outputs.
 """
 
@@ -24,11 +24,12 @@ from .trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """The network's guided answer: x0 of all rows, and what the guidance rule made of it, where a
-    rule was asked."""
+    """The network's guided answer."""
 
     denoised: torch.Tensor
+    """x0 of all rows."""
     guided: Guided | None = None
+    """What the guidance rule made of the step, where a rule was asked."""
 
 
 Predict = Callable[[torch.Tensor, Moment], Prediction]
@@ -41,10 +42,12 @@ AfterStep = Callable[[torch.Tensor, Place], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stepped:
-    """x: the latents at the lower level; denoised: the x0 that the step was heading for."""
+    """Where a step has led."""
 
     x: torch.Tensor
+    """The latents at the lower level."""
     denoised: torch.Tensor
+    """The x0 that the step was heading for."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class EditStep:
     def __call__(
         self, x: torch.Tensor, now: Moment, predict: Predict, after_step: AfterStep, state: Any
     ) -> Stepped:
-        """The step at a moment, as often as the rule repeats it; state is the rule's own.
+        """The step at a moment, as often as the rule repeats it, with the rule's own state.
 
         Raises PivotError naming the step when NaN appears.
         """
@@ -94,6 +97,7 @@ class EditStep:
             denoised = self.guidance.limit(prediction.denoised, now)
             x = self.rule.step(upper, denoised, now, state)
             x = self.land(x, dataclasses.replace(prediction, denoised=denoised), now)
+            # controllers last: a blend reads source rows as the correction has left them
             x = check_finite(after_step(x, now.place), "the edited latent", _where(now))
         return Stepped(x, denoised)
 
@@ -105,20 +109,26 @@ class EditStep:
         cfg: float,
         combine: Combine,
     ) -> Prediction:
-        """The guided x0 of all rows from the conditioned and the unconditioned one, at the targets'
-        cfg. `combine` is the host's guidance of the targets."""
+        """The guided x0 of all rows from the conditioned and the unconditioned one.
+
+        cfg is the targets', and `combine` the host's guidance of them.
+        """
         batch = self.trajectory.batch
         scale = self.guidance.scale(cfg, place)
+        # x0 = X - sigma eps: the difference of predictions has the other sign than that of x0
         guided = self.guidance.guide((uncond - cond) / place.sigma, batch, place)
         cond = _guiding(cond, uncond, guided.delta, place.sigma)
+        # targets go through the host, whose cfg patches of other packs must see them; source rows
+        # must come back and go past it
         targets = combine(cond, scale)
-        own = self.guidance.source_cfg
-        source = uncond[:batch] + (cond[:batch] - uncond[:batch]) * (scale if own is None else own)
+        source = uncond[:batch] + (cond[:batch] - uncond[:batch]) * self.source_cfg(scale)
         return Prediction(torch.cat([source, targets]), guided)
 
     def land(self, x: torch.Tensor, prediction: Prediction, now: Moment) -> torch.Tensor:
-        """The rows after a step: x is what the rule made of them; guidance pulls, then the
-        correction has the last word on source rows."""
+        """The rows after a step, where the step rule left them at x.
+
+        Guidance pulls first, so that the correction has the last word on source rows.
+        """
         batch = self.trajectory.batch
         if prediction.guided is not None:
             x = self.guidance.after_step(x, prediction.denoised, prediction.guided, now)
@@ -126,19 +136,25 @@ class EditStep:
         return torch.cat([source, x[batch:]])
 
     def source_cfg(self, cfg: float) -> float:
-        """The cfg of source rows: the guidance rule's own, or the targets'."""
-        own = self.guidance.source_cfg
-        return cfg if own is None else own
+        """The cfg of source rows, which is the targets' unless the guidance rule has another."""
+        source_cfg = self.guidance.source_cfg
+        return cfg if source_cfg is None else source_cfg
 
     def cancels(self, place: Place, cfg: float) -> bool:
-        """Whether guidance leaves source rows alone: they are set afterwards, their unconditional
-        text is the source prompt, or their cfg is 1."""
+        """Whether guidance leaves source rows alone.
+
+        It does where they are set afterwards, where their unconditional text is the source prompt,
+        and where their cfg is 1.
+        """
         reads_source = self.correction.uncond("source", place) == SOURCE
         return self.correction.pinned or reads_source or self.source_cfg(cfg) == 1.0
 
     def source_reads(self, place: Place, cfg: float, asked: set[Reads]) -> tuple[bool, bool]:
         """Whether anybody reads the source's conditioned and its unconditioned prediction or
-        attention now; `asked` is what the controllers read."""
+        attention now.
+
+        `asked` is what the controllers read.
+        """
         asked = asked | {self.rule.reads(place)}
         cond = not self.correction.pinned or bool(asked & {"cond", "both"})
         return cond, "both" in asked or not self.cancels(place, cfg)
@@ -147,8 +163,8 @@ class EditStep:
 def _guiding(
     cond: torch.Tensor, uncond: torch.Tensor, delta: torch.Tensor, sigma: float
 ) -> torch.Tensor:
-    """The conditioned x0 whose difference to the unconditioned one is `delta`, in eps; bit for bit
-    where the rule kept all of the difference, or nothing."""
+    """The conditioned x0 whose difference to the unconditioned one is `delta`, in eps."""
+    # bit for bit where the rule left all of the difference, or nothing, as plain guidance does
     whole = delta == (uncond - cond) / sigma
     return torch.where(whole, cond, torch.where(delta == 0.0, uncond, uncond - sigma * delta))
 

@@ -16,14 +16,12 @@ from .trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
-    """One step of an edit: from level index `upper` of the trajectory to level index `lower`.
-
-    place: when it is, among the steps of this run; sigma, sigma_next: the two levels.
-    """
+    """One step of an edit, from level index `upper` of the trajectory to level index `lower`."""
 
     trajectory: Trajectory
     path: Path
     place: Place
+    """When it is, among the steps of this run."""
     upper: int
     lower: int
 
@@ -39,19 +37,21 @@ class Moment:
 
     def extra(self, name: str) -> torch.Tensor:
         """A named tensor of the trajectory at this step."""
+        # levels ascend from the picture, extras descend from noise
         return self.trajectory.extras[name][self.trajectory.steps - self.upper]
 
 
 class StepRule(Method, abc.ABC):
-    """How latents get from one level to the next, a frozen set of options: deterministic, or with
-    noise that the trajectory holds.
+    """How latents get from one level to the next, a frozen set of options.
 
-    name: its name in the papers; label: one line for people. Rows are [source; target 0; ...], each
-    of B pictures. What a rule remembers during a run is in the `state` that `begin` made.
+    A rule is deterministic, or has its noise from the trajectory. Rows are [source; target 0; ...],
+    each of B pictures. What a rule remembers during a run is in the `state` that `begin` made.
     """
 
     name: ClassVar[str]
+    """Its name in the papers."""
     label: ClassVar[str]
+    """One line for people."""
 
     def check(self, trajectory: Trajectory) -> None:
         """Raise PivotError where the trajectory lacks what the rule needs."""
@@ -60,7 +60,8 @@ class StepRule(Method, abc.ABC):
     def levels(self, steps: int) -> tuple[int, ...]:
         """The level indices of a trajectory of `steps` steps that a run visits, from noise on.
 
-        All of them by default; a run that starts late leaves out the first, one of few steps most.
+        By default it visits all. A run that starts late leaves out the first of them, and a run of
+        few steps most.
         """
         return tuple(range(steps, -1, -1))
 
@@ -69,7 +70,7 @@ class StepRule(Method, abc.ABC):
         return trajectory.sigmas[list(self.levels(trajectory.steps))].float()
 
     def repeats(self, place: Place) -> int:
-        """How often the step at a place is made; before each repeat `again` goes back up."""
+        """How often the step at a place is made. `again` goes back up before each repeat."""
         return 1
 
     def reads(self, place: Place) -> Reads:
@@ -84,8 +85,7 @@ class StepRule(Method, abc.ABC):
     def step(
         self, x: torch.Tensor, denoised: torch.Tensor, now: Moment, state: Any
     ) -> torch.Tensor:
-        """The latents [rows, C, H, W] at the lower level; denoised is the guided x0 predicted at
-        x."""
+        """The latents [rows, C, H, W] at the lower level, from the guided x0 predicted at x."""
 
     def again(self, x: torch.Tensor, now: Moment, state: Any) -> torch.Tensor:
         """The latents x of the lower level taken back to the upper one (time travel)."""

@@ -1,4 +1,4 @@
-"""Inversions in files: .safetensors whose header says what made them. Nothing in a file is ever
+"""Inversions in .safetensors files, whose header says what made them. Nothing in a file is ever
 run."""
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def write(path: pathlib.Path, trajectory: Trajectory, half: bool = False) -> Non
     """Write an inversion in whole or not at all.
 
     In fp32 every number comes back bit for bit, `latents[0]`, the encoder's output, among them.
-    half: latents and extras are rounded to fp16, `latents[0]` too, so that the picture comes
-    back within `rounding`; levels stay float64. Raises PivotError when the file exists, when a
+    With half, latents and extras are rounded to fp16, `latents[0]` too, and the picture comes back
+    within `rounding`. Levels stay float64. Raises PivotError when the file exists, when a
     number is too large for half precision, or when the prompt is too long for the header.
     """
     with _part(path.parent, _bytes(trajectory, half)) as part:
@@ -90,9 +90,10 @@ def write(path: pathlib.Path, trajectory: Trajectory, half: bool = False) -> Non
 def write_numbered(
     folder: pathlib.Path, stem: str, trajectory: Trajectory, half: bool = False, first: int = 1
 ) -> pathlib.Path:
-    """Write an inversion as `write` does, under the first free number from `first` on; its path.
+    """Write an inversion as `write` does, under the first free number from `first` on.
 
-    Several processes may save under one stem at once: each gets numbers of its own.
+    Returns its path. Several processes may save under one stem at once, and each gets numbers of
+    its own.
     """
     with _part(folder, _bytes(trajectory, half)) as part:
         number = first
@@ -130,7 +131,8 @@ def _clear_parts(folder: pathlib.Path) -> None:
 
 
 def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
-    """Give a finished file its name in one stroke; FileExistsError where the name is taken."""
+    """Give a finished file its name in one stroke. Raises FileExistsError where the name is
+    taken."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -147,7 +149,7 @@ def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _bytes(trajectory: Trajectory, half: bool) -> bytes:
-    """The whole file."""
+    """The bytes of the whole file."""
     tensors = _tensors(trajectory, half)
     data = safetensors.torch.save(tensors, _metadata(trajectory, tensors))
     _check_length(int.from_bytes(data[:8], "little"), "Shorten the prompt.")
@@ -161,7 +163,7 @@ def rounding(x: torch.Tensor) -> float:
 
 
 def is_inversion(path: pathlib.Path) -> bool:
-    """Whether a file says that it is an inversion, of any version; reads its header only."""
+    """Whether a file says in its header that it is an inversion, of any version."""
     try:
         with path.open("rb") as file:
             return _header(file).get("format") == FORMAT
@@ -170,8 +172,11 @@ def is_inversion(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> Stored:
-    """The inversion of a file. Raises PivotError with the reason when it is none, is damaged, or
-    says of itself what its tensors are not."""
+    """The inversion of a file.
+
+    Raises PivotError with the reason when it is none, is damaged, or says of itself what its
+    tensors are not.
+    """
     try:
         with path.open("rb") as file:
             metadata = _header(file)
@@ -188,12 +193,12 @@ def read(path: pathlib.Path) -> Stored:
 def content_hash(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """The sha256 of all that a file tells, but for the hash itself.
 
-    It is taken of what was read, rather than of the file: nothing that is used is left out, and
+    It is taken of what was read, rather than of the file. So nothing that is used is left out, and
     two readers of one header cannot disagree about it.
     """
-    told = {name: value for name, value in metadata.items() if name != HASH}
+    header = {name: value for name, value in metadata.items() if name != HASH}
     about = [[name, str(x.dtype), list(x.shape)] for name, x in sorted(tensors.items())]
-    digest = hashlib.sha256(json.dumps([told, about], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([header, about], sort_keys=True).encode())
     for _, x in sorted(tensors.items()):
         digest.update(x.detach().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -245,8 +250,8 @@ def _plain(recipe: Recipe | None) -> dict[str, Any] | None:
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
-    """What an open file says of itself; its first eight bytes are checked before anything trusts
-    them."""
+    """What an open file says of itself."""
+    # the first eight bytes are a length: a damaged one may ask for more memory than there is
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     if len(start) < 8:
@@ -261,8 +266,8 @@ def _header(file: BinaryIO) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         raise PivotError("a safetensors file", "one whose header cannot be read", _CHOOSE)
-    told = header.get("__metadata__")
-    return told if isinstance(told, dict) else {}
+    metadata = header.get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _check_length(length: int, do: str) -> None:

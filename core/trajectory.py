@@ -15,7 +15,10 @@ from .recipe import Frozen, Recipe
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
     """The pivot x*_0 ... x*_N of a batch of pictures (Mokady et al. 2022, arXiv 2211.09794, sec.
-    3.2). Plain data through and through: a file holds all of it."""
+    3.2).
+
+    It is plain data through and through, and a file holds all of it.
+    """
 
     sigmas: torch.Tensor
     """Ascending levels [N + 1], float64, index 0 the clean end."""
@@ -56,6 +59,7 @@ class Trajectory:
                 repr(self.path),
                 "Update Pivot Edit, or invert the picture again.",
             )
+        # a dict would leave a frozen dataclass open to changes
         object.__setattr__(self, "extras", Frozen(self.extras))
         for name, extra in self.extras.items():
             self._check_extra(name, extra)

@@ -28,46 +28,47 @@ def bare(word: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word of a prompt. columns: all its token columns; core: those without surrounding
-    punctuation."""
+    """A word of a prompt."""
 
     text: str
     columns: tuple[int, ...]
+    """All its token columns."""
     core: tuple[int, ...]
+    """Those without surrounding punctuation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt on its token columns. tokens: the token id of every column, special ones and padding
-    included."""
+    """A prompt on its token columns."""
 
     text: str
     words: tuple[Word, ...]
     tokens: tuple[int, ...]
+    """The token id of every column, special ones and padding included."""
 
     def find(self, phrase: str) -> tuple[int, ...]:
         """The columns of every occurrence of a word or phrase, without its punctuation.
 
         Raises PivotError listing the words there are if it does not occur.
         """
-        found = self.seek(phrase)
-        if not found:
+        columns = self.seek(phrase)
+        if not columns:
             raise PivotError(
                 f"a word of the prompt {self.text!r}",
                 repr(phrase),
                 f"Its words are: {self.listed}.",
             )
-        return found
+        return columns
 
     def seek(self, phrase: str) -> tuple[int, ...]:
-        """As `find`, but empty if the phrase does not occur."""
-        wanted = [bare(part) for part in phrase.split()]
-        here = [bare(word.text) for word in self.words]
-        starts = [i for i in range(len(here)) if wanted and here[i : i + len(wanted)] == wanted]
+        """The columns that `find` gives, or none if the phrase does not occur."""
+        parts = [bare(part) for part in phrase.split()]
+        words = [bare(word.text) for word in self.words]
+        starts = [i for i in range(len(words)) if parts and words[i : i + len(parts)] == parts]
         return tuple(
             column
             for start in starts
-            for word in self.words[start : start + len(wanted)]
+            for word in self.words[start : start + len(parts)]
             for column in word.core
         )
 
@@ -79,22 +80,23 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Alignment:
-    """How target columns read attention: `edited = weights * (probs_source @ mapper + own *
-    probs_target)`.
+    """How target columns read attention.
 
-    mapper: [source columns, target columns]; own: [target columns], the share a column keeps of
-    itself.
-    mode: replace | refine | reweight; note: the alignment in words.
-    weights: [target columns], the paper's equalizer, None for ones.
-    windows: (columns, (start, end)) of words with a window of their own.
+    `edited = weights * (probs_source @ mapper + target_share * probs_target)`
     """
 
     mapper: torch.Tensor
-    own: torch.Tensor
+    """How much of each source column a target column reads [source columns, target columns]."""
+    target_share: torch.Tensor
+    """How much a column keeps of the target's own attention [target columns]."""
     mode: str
+    """replace, refine or reweight."""
     note: str
+    """The alignment in words."""
     weights: torch.Tensor | None = None
+    """The paper's equalizer [target columns], None for ones."""
     windows: tuple[tuple[tuple[int, ...], tuple[float, float]], ...] = ()
+    """(columns, (start, end)) of words with a window of their own."""
 
     def noting(self, text: str) -> Alignment:
         """The same with a further note."""
@@ -109,16 +111,16 @@ class PromptPair:
     target: Prompt
 
     def align(self, mode: str = "auto", mapper: str = "fixed") -> Alignment:
-        """The alignment of the two prompts; `auto` replaces words where the word counts agree, else
-        refines.
+        """The alignment of the two prompts.
 
-        mapper: fixed, or legacy for the tables of the public implementations with their quirks, one
-        chunk only. Raises PivotError for an unknown mode or mapper, or when the prompts cannot be
-        aligned so.
+        The mode `auto` replaces words where the word counts agree, else it refines. The mapper is
+        fixed, or legacy for the tables of the public implementations with their quirks, which hold
+        one chunk only. Raises PivotError for an unknown mode or mapper, or when the prompts cannot
+        be aligned so.
         """
-        for name, value, known in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
-            if value not in known:
-                raise PivotError(f"{name} to be one of {known}", repr(value), "Choose one of them.")
+        for name, value, names in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
+            if value not in names:
+                raise PivotError(f"{name} to be one of {names}", repr(value), "Choose one of them.")
         if mapper == "legacy" and max(len(self.source.tokens), len(self.target.tokens)) > CHUNK:
             raise PivotError(
                 "prompts of at most 75 tokens for the legacy mapper",
@@ -146,7 +148,7 @@ Words = tuple[PromptPair, ...]
 
 
 def align_positions(source: Prompt, target: Prompt) -> Alignment:
-    """Column by column, as reweighting alone does in the references; prompts of as many columns.
+    """The alignment column by column, as reweighting alone does in the references.
 
     Raises PivotError when one prompt fills more chunks than the other.
     """
@@ -166,10 +168,10 @@ def align_positions(source: Prompt, target: Prompt) -> Alignment:
 def reweighted(
     alignment: Alignment, target: Prompt, weights: Sequence[tuple[str, float]]
 ) -> Alignment:
-    """The alignment with words of the target weighted: 1 leaves as it is, 0 removes, negative
-    repels.
+    """The alignment with words of the target weighted.
 
-    Raises PivotError for a word that is not there.
+    A weight of 1 leaves a word as it is, 0 removes it, and a negative one repels. Raises PivotError
+    for a word that is not there.
     """
     if not weights:
         return alignment
@@ -178,22 +180,22 @@ def reweighted(
     )
     for phrase, weight in weights:
         table[list(target.find(phrase))] = weight
-    noted = ", ".join(f"{phrase!r} x {weight:g}" for phrase, weight in weights)
-    return dataclasses.replace(alignment, weights=table).noting(noted)
+    note = ", ".join(f"{phrase!r} x {weight:g}" for phrase, weight in weights)
+    return dataclasses.replace(alignment, weights=table).noting(note)
 
 
 def windowed(
     alignment: Alignment, target: Prompt, windows: Sequence[tuple[str, tuple[float, float]]]
 ) -> Alignment:
-    """The alignment with words of the target edited in windows of their own; later ones win.
+    """The alignment with words of the target edited in windows of their own.
 
-    Raises PivotError for a word that is not there.
+    Later windows win. Raises PivotError for a word that is not there.
     """
     if not windows:
         return alignment
     added = tuple((target.find(phrase), window) for phrase, window in windows)
-    noted = ", ".join(f"{phrase!r} from {start:g} to {end:g}" for phrase, (start, end) in windows)
-    return dataclasses.replace(alignment, windows=(*alignment.windows, *added)).noting(noted)
+    note = ", ".join(f"{phrase!r} from {start:g} to {end:g}" for phrase, (start, end) in windows)
+    return dataclasses.replace(alignment, windows=(*alignment.windows, *added)).noting(note)
 
 
 def phrases(text: str) -> list[str]:
@@ -203,7 +205,7 @@ def phrases(text: str) -> list[str]:
 
 def word_weights(text: str) -> list[tuple[str, float]]:
     """`shiny: 2, red: -0.5` as pairs. Raises PivotError for anything else."""
-    found = []
+    weights = []
     for part in phrases(text):
         read = re.fullmatch(r"(.+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
         if read is None:
@@ -212,14 +214,14 @@ def word_weights(text: str) -> list[tuple[str, float]]:
                 repr(part),
                 "Write word: number.",
             )
-        found.append((read[1], float(read[2])))
-    return found
+        weights.append((read[1], float(read[2])))
+    return weights
 
 
 def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
-    """`star: 0.2-0.8, red: 0.5` as pairs, one number being the end. Raises PivotError for anything
-    else."""
-    found = []
+    """`star: 0.2-0.8, red: 0.5` as pairs, where one number is the end. Raises PivotError for
+    anything else."""
+    windows = []
     number = r"(\d+\.?\d*|\.\d+)"
     for part in phrases(text):
         read = re.fullmatch(rf"(.+?)\s*:\s*{number}(?:\s*-\s*{number})?", part)
@@ -236,8 +238,8 @@ def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
                 repr(part),
                 "They are fractions of the steps, noise first.",
             )
-        found.append((read[1], window))
-    return found
+        windows.append((read[1], window))
+    return windows
 
 
 def check_among(prompts: Sequence[Prompt], phrase: str) -> None:
@@ -251,12 +253,12 @@ def check_among(prompts: Sequence[Prompt], phrase: str) -> None:
 
 
 def align_replace(source: Prompt, target: Prompt) -> Alignment:
-    """Words one by one: k source tokens share their attention over m target tokens (identity where
-    k = m).
+    """The alignment of words one by one, k source tokens sharing their attention over m target
+    tokens.
 
-    Every row of the mapper sums to 1, so no attention is lost or invented: the references' mapper
-    misaligns everything after a word whose token count changes (METHODS 3.5), this one does not.
-    Padding that the target has no room for goes to its last column.
+    Every row of the mapper sums to 1, so that no attention is lost or invented. The references'
+    mapper misaligns everything after a word whose token count changes (METHODS 3.5); this one does
+    not. Padding that the target has no room for goes to its last column.
     """
     mapper = torch.zeros(len(source.tokens), len(target.tokens))
     changed = []
@@ -266,37 +268,37 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
             changed.append(f"{old.text} -> {new.text} replaced")
     surplus, _ = _map_specials(mapper, source, target)
     mapper[surplus, -1] = 1.0
-    kept = len(source.words) - len(changed)
-    note = "; ".join([*changed, f"{kept} words kept"])
+    unchanged = len(source.words) - len(changed)
+    note = "; ".join([*changed, f"{unchanged} words kept"])
     return Alignment(mapper, torch.zeros(len(target.tokens)), "replace", note)
 
 
 def align_refine(source: Prompt, target: Prompt) -> Alignment:
-    """Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0): new columns keep their own
-    attention.
+    """The alignment by Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0).
 
-    Padding reads padding of the same position. The references read whatever stands there, which are
-    words of the source when the target is shorter (METHODS 3.6).
+    New columns keep their own attention. Padding reads padding of the same position. The references
+    read whatever stands there, which are words of the source when the target is shorter (METHODS
+    3.6).
     """
     old = [column for word in source.words for column in word.columns]
     new = [column for word in target.words for column in word.columns]
     pairs = _needleman_wunsch([source.tokens[i] for i in old], [target.tokens[j] for j in new])
     mapper = torch.zeros(len(source.tokens), len(target.tokens))
-    own = torch.zeros(len(target.tokens))
-    own[new] = 1.0
+    share = torch.zeros(len(target.tokens))
+    share[new] = 1.0
     for i, j in pairs:
         mapper[old[i], new[j]] = 1.0
-        own[new[j]] = 0.0
+        share[new[j]] = 0.0
     _, unmatched = _map_specials(mapper, source, target)
-    own[unmatched] = 1.0
-    return Alignment(mapper, own, "refine", _explain_refine(source, target, mapper, own))
+    share[unmatched] = 1.0
+    return Alignment(mapper, share, "refine", _explain_refine(source, target, mapper, share))
 
 
 def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
     """The public implementations' table for replaced words, quirk included (METHODS 3.5).
 
-    After the last changed word it writes M[j, j] where M[i, j] was meant, so that everything after
-    a word whose token count changes is misaligned, and attention is lost or doubled.
+    After the last changed word it writes M[j, j] where M[i, j] was meant. So everything after a
+    word whose token count changes is misaligned, and attention is lost or doubled.
     """
     mapper = torch.zeros(CHUNK, CHUNK)
     changed = [
@@ -311,6 +313,7 @@ def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
             _share(mapper, old.columns, new.columns)
             i, j, done = i + len(old.columns), j + len(new.columns), done + 1
         else:
+            # the quirk: behind the last changed word the references count both prompts by j
             mapper[i if done < len(changed) else j, j] = 1.0
             i, j = i + 1, j + 1
     note = "; ".join(
@@ -320,18 +323,22 @@ def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
 
 
 def legacy_refine(source: Prompt, target: Prompt) -> Alignment:
-    """The public implementations' table for added words (METHODS 3.6): behind the target's end
-    token, every column reads the source's column of the same number, which are words when the
-    target is the shorter one."""
+    """The public implementations' table for added words, quirk included (METHODS 3.6).
+
+    Behind the target's end token, every column reads the source's column of the same number. Those
+    are words when the target is the shorter one.
+    """
     fixed = align_refine(source, target)
     end = 2 + sum(len(word.columns) for word in target.words)
-    mapper, own = fixed.mapper.clone(), fixed.own.clone()
+    mapper, share = fixed.mapper.clone(), fixed.target_share.clone()
     mapper[:, end:] = torch.eye(CHUNK)[:, end:]
-    own[end:] = 0.0
-    return dataclasses.replace(fixed, mapper=mapper, own=own).noting("legacy table")
+    share[end:] = 0.0
+    return dataclasses.replace(fixed, mapper=mapper, target_share=share).noting("legacy table")
 
 
 def _share(mapper: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    """Write a word's columns into the mapper: one to one where there are as many, else in equal
+    parts."""
     if len(old) == len(new):
         mapper[list(old), list(new)] = 1.0
         return
@@ -340,7 +347,7 @@ def _share(mapper: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> 
 
 
 def _specials(prompt: Prompt) -> list[list[int]]:
-    """Columns without words, chunk by chunk: the begin token, the end token, then padding."""
+    """The columns without words of each chunk: the begin token, the end token, then padding."""
     words = {column for word in prompt.words for column in word.columns}
     starts = range(0, len(prompt.tokens), CHUNK)
     return [
@@ -352,16 +359,16 @@ def _specials(prompt: Prompt) -> list[list[int]]:
 def _map_specials(
     mapper: torch.Tensor, source: Prompt, target: Prompt
 ) -> tuple[list[int], list[int]]:
-    """Chunk by chunk, begin to begin and end to end, padding from the last column back (equal
-    positions).
+    """Write the special columns into the mapper, chunk by chunk: begin to begin and end to end.
 
     Returns the source's and the target's special columns that have no partner.
     """
     old, new = _specials(source), _specials(target)
-    for mine, theirs in zip(old, new, strict=False):
+    for old_chunk, new_chunk in zip(old, new, strict=False):
         pairs = [
-            *zip(mine[:2], theirs[:2], strict=True),
-            *zip(mine[:1:-1], theirs[:1:-1], strict=False),
+            *zip(old_chunk[:2], new_chunk[:2], strict=True),
+            # padding from the last column back, so that equal positions meet
+            *zip(old_chunk[:1:-1], new_chunk[:1:-1], strict=False),
         ]
         for i, j in pairs:
             mapper[i, j] = 1.0
@@ -371,8 +378,10 @@ def _map_specials(
 
 
 def _needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:
-    """Matched index pairs of two sequences, ascending; ties go to insertion, then deletion, as in
-    the references."""
+    """The matched index pairs of two sequences, ascending.
+
+    Ties go to insertion, then to deletion, as in the references.
+    """
     score = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i, a in enumerate(old):
         for j, b in enumerate(new):
@@ -390,13 +399,16 @@ def _needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
-def _explain_refine(source: Prompt, target: Prompt, mapper: torch.Tensor, own: torch.Tensor) -> str:
-    new = [word.text for word in target.words if own[list(word.columns)].any()]
+def _explain_refine(
+    source: Prompt, target: Prompt, mapper: torch.Tensor, share: torch.Tensor
+) -> str:
+    """A refined alignment in words: what is new, what is gone, how much stays."""
+    new = [word.text for word in target.words if share[list(word.columns)].any()]
     words = [column for word in target.words for column in word.columns]
     lost = [word.text for word in source.words if not mapper[list(word.columns)][:, words].any()]
-    kept = len(target.words) - len(new)
+    unchanged = len(target.words) - len(new)
     parts = [f"{word!r} new" for word in new] + [f"{word!r} gone" for word in lost]
-    return "; ".join([*parts, f"{kept} words kept"])
+    return "; ".join([*parts, f"{unchanged} words kept"])
 
 
 def check_in_pairs(words: Words, phrase: str) -> None:
@@ -407,8 +419,11 @@ def check_in_pairs(words: Words, phrase: str) -> None:
 def columns_in_both(
     pair: PromptPair, listed: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The columns of words in the source and in the target. A word of one prompt stands for its
-    counterpart in the other, where the words are aligned one by one."""
+    """The columns of words in the source and in the target.
+
+    A word of one prompt stands for its counterpart in the other, where the words are aligned one by
+    one.
+    """
     source: dict[int, None] = {}
     target: dict[int, None] = {}
     for phrase in listed:
@@ -418,10 +433,10 @@ def columns_in_both(
     return tuple(source), tuple(target)
 
 
-def _counterpart(here: Prompt, there: Prompt, columns: tuple[int, ...]) -> tuple[int, ...]:
+def _counterpart(prompt: Prompt, other: Prompt, columns: tuple[int, ...]) -> tuple[int, ...]:
     """The columns, in another prompt, of the words that stand at the same place, if both have as
     many words."""
-    if len(here.words) != len(there.words):
+    if len(prompt.words) != len(other.words):
         return ()
-    at = [index for index, word in enumerate(here.words) if set(word.core) & set(columns)]
-    return tuple(column for index in at for column in there.words[index].core)
+    at = [index for index, word in enumerate(prompt.words) if set(word.core) & set(columns)]
+    return tuple(column for index in at for column in other.words[index].core)

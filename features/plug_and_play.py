@@ -37,10 +37,11 @@ block 4, our up.1.1)."""
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlugAndPlay(Controller):
-    """Source features and source attention, conditioned and unconditioned rows alike.
+    """Gives targets the source's features and attention, in conditioned and unconditioned rows
+    alike.
 
     Each row takes those of the source row that runs under the same kind of text. The authors have
-    one source row under an empty prompt: with an empty source prompt both are that row.
+    one source row under an empty prompt. With an empty source prompt both of ours are that row.
     """
 
     title: ClassVar[str] = "Plug-and-Play Features"
@@ -58,11 +59,13 @@ class PlugAndPlay(Controller):
         "Until which fraction of the steps features are the source's. Higher keeps more of its "
         "shapes; 0.5 to 0.8 (paper 0.8).",
     )
+    """The fraction of the steps until which features are the source's."""
     attention: float = options.fraction(
         0.5,
         "Until which fraction of the steps self-attention looks where the source looks. Higher "
         "keeps more of its layout; 0.3 to 0.8 (paper 0.5).",
     )
+    """The fraction of the steps until which queries and keys are the source's."""
 
     def wants(self, kind: Kind, place: Place) -> bool:
         ends = {"resnet": self.features, "self": self.attention}
@@ -72,14 +75,15 @@ class PlugAndPlay(Controller):
         """The paper's block, and self-attention from it on."""
         if layer.stage != "up" or layer.scale > SCALE:
             return False
+        # scales fall and numbers rise on the way up: what is finer comes after the block
         if kind == "resnet":
             return (layer.scale, layer.number) == (SCALE, NUMBER)
         return layer.scale < SCALE or layer.number >= NUMBER
 
     def reads(self, place: Place) -> Reads:
-        """The unconditioned source too: unconditioned rows are injected as well."""
-        wanted = self.wants("resnet", place) or self.wants("self", place)
-        return "both" if wanted else "nothing"
+        """Both source rows, because unconditioned rows take features as well."""
+        active = self.wants("resnet", place) or self.wants("self", place)
+        return "both" if active else "nothing"
 
     def begin(self) -> dict[Any, torch.Tensor]:
         """Indices on the calls' device, worked out once for each layout of rows."""
@@ -102,11 +106,12 @@ class PlugAndPlay(Controller):
     def _order(
         rows: tuple[Row, ...], device: torch.device, state: dict[Any, torch.Tensor]
     ) -> torch.Tensor | None:
-        """For every row the row that it takes features from; None where each takes its own."""
+        """The row that each row takes features from, or None where each takes its own."""
         pairs = all_pairs(rows)
         if not pairs:
             return None
         key = (tuple(pairs), len(rows), device)
+        # each tensor from a list is a copy to the device, which waits for it
         if key not in state:
             order = list(range(len(rows)))
             for target, source in pairs:

@@ -14,16 +14,16 @@ from ..core.guidance import Guidance, Guided, source_cfg_option
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """Guidance by all of the difference between the predictions, source rows with a cfg of their
-    own.
+    """Guides by all of the difference between the predictions, source rows with a cfg of their own.
 
-    eps = eps_u + cfg (eps_c - eps_u). source_cfg: of source rows; None: the targets'.
+    `eps = eps_u + cfg (eps_c - eps_u)`
     """
 
     title: ClassVar[str] = "classifier-free guidance"
     plain: ClassVar[bool] = True
 
     source_cfg: float | None = source_cfg_option()
+    """The cfg of source rows; None is the targets'."""
 
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         return Guided(delta)

@@ -24,31 +24,38 @@ AUTO = "auto"
 
 
 def inverter_named(name: str, **options: Any) -> Inverter:
-    """The inversion method of a name, with those of the options that it has; PivotError lists the
-    names there are."""
+    """The inversion method of a name, with those of the options that it has.
+
+    Raises PivotError, with all the names, for a name that no method has.
+    """
     if name not in INVERTERS:
         raise PivotError(
             f"method to be one of {tuple(INVERTERS)}", repr(name), "Choose one of them."
         )
     kind: Any = INVERTERS[name]
-    own = {field.name for field in dataclasses.fields(kind)}
-    made: Inverter = kind(**{key: value for key, value in options.items() if key in own})
-    return made
+    fields = {field.name for field in dataclasses.fields(kind)}
+    # one node offers every method's options, so that those of other methods come along
+    inverter: Inverter = kind(**{key: value for key, value in options.items() if key in fields})
+    return inverter
 
 
 def correction_named(name: str, /, **options: Any) -> Correction:
-    """The correction method of a name; PivotError lists the names there are."""
+    """The correction method of a name, with options of its own.
+
+    Raises PivotError, with all the names, for a name that no method has.
+    """
     return built(Recipe(name, options), CORRECTIONS, "correction")
 
 
 def correction_for(trajectory: Trajectory, name: str = AUTO) -> Correction:
     """The correction of a name, with the options that the inversion's recipe has for it.
 
-    `auto`: the one of the recipe; else, for an inversion made at a cfg of its own, none; else
-    direct.
+    The name `auto` asks for the recipe's correction. An inversion without one is replayed by
+    `direct` where it was made at cfg 1, and by `none` where it was made at another cfg.
     """
     recipe = trajectory.correction
     if name == AUTO:
+        # the replay of an inversion at cfg > 1 is exact at that cfg without any correction
         name = recipe.name if recipe else "direct" if trajectory.guidance == 1.0 else "none"
     options = recipe.options if recipe and recipe.name == name else {}
     chosen = built(Recipe(name, options), CORRECTIONS, "correction")
@@ -63,7 +70,8 @@ def with_stepper(trajectory: Trajectory, rule: StepRule) -> Trajectory:
 
 
 def rule_for(trajectory: Trajectory) -> StepRule:
-    """The step rule that an inversion is replayed by: plain DDIM unless it says another."""
+    """The step rule that an inversion is replayed by, which is plain DDIM unless it says
+    another."""
     recipe = trajectory.stepper
     rule = built(recipe, STEPPERS, "step rule") if recipe else STEPPERS[PLAIN]()
     rule.check(trajectory)

@@ -20,11 +20,7 @@ EVALUATIONS = ("reference", "naive")
 
 @dataclasses.dataclass(frozen=True)
 class Ddim(Inverter):
-    """One prediction a step, made at the lower latent.
-
-    evaluation: the network sees the lower latent at the time of the upper level (`reference`, as
-    every public implementation does) or of its own level (`naive`, the formula as printed).
-    """
+    """Inverts with one prediction a step, at the lower latent."""
 
     name: ClassVar[str] = "ddim"
     label: ClassVar[str] = "one evaluation a step"
@@ -36,8 +32,11 @@ class Ddim(Inverter):
         "implementations do, and closer; naive: of the lower level.",
         advanced=True,
     )
+    """The time at which the network sees the lower latent. `reference` is the upper level's, as in
+    every public implementation. `naive` is the lower level's own, the formula as printed."""
 
     def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
+        # at level 0 there is no noise to predict, so that the naive step starts as the reference's
         reference = self.evaluation == "reference" or move.lower == 0.0
         at, path = move.upper if reference else move.lower, move.path
         eps = path.predict_eps(denoise, x, at)
@@ -60,16 +59,18 @@ class DdimStep(StepRule):
 
 @dataclasses.dataclass(frozen=True)
 class Uncorrected(Correction):
-    """Plain DDIM: the source row is guided like the target and drifts when cfg is not the
-    inversion's."""
+    """Plain DDIM, which guides the source row like the target.
+
+    The source row drifts where the cfg is not the inversion's.
+    """
 
     name: ClassVar[str] = "none"
     label: ClassVar[str] = "plain DDIM, drifts at another cfg than the inversion's"
 
     def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
-        known = trajectory.guidance
+        guidance = trajectory.guidance
         return (
             ""
-            if cfg == known
-            else f"the inversion was made at cfg {known:g}: use it here, or correction direct"
+            if cfg == guidance
+            else f"the inversion was made at cfg {guidance:g}: use it here, or correction direct"
         )

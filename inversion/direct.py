@@ -15,16 +15,11 @@ from ..core.trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Direct(Correction):
-    """After each step the source row is set to x*_{t-1}, exact whatever the cfg; the target is left
-    alone.
+    """Sets the source row to x*_{t-1} after each step, which is exact whatever the cfg.
 
-    The reference measures the difference in a first pass and adds it in a second; source rows are
-    not edited, so that the difference is the same in both, and setting the row is the same to one
-    ulp (METHODS 9).
-    legacy: add the difference, and let the source row be run for it. The reference's ablations are
-    legacy, too:
-    scale: the part of the difference that is added; every: only at each k-th step, the first
-    included.
+    Target rows are left alone. The reference measures the row's difference in a first pass and adds
+    it in a second. Source rows are not edited, so that the difference is the same in both passes,
+    and setting the row gives the same to one ulp (METHODS 9).
     """
 
     name: ClassVar[str] = "direct"
@@ -45,12 +40,14 @@ class Direct(Correction):
         "The same to the last bit but one, and costs the source's rows.",
         advanced=True,
     )
+    """Whether the difference is added, for which the source row has to be run."""
     scale: float = options.fraction(
         1.0,
         "How much of the difference is added. 1 is exact; the paper's ablation tries 0.4 and 0.8.",
         step=0.05,
         advanced=True,
     )
+    """The part of the difference that is added. Any but 1 is run as `legacy` is."""
     every: int = options.integer(
         1,
         1,
@@ -58,6 +55,7 @@ class Direct(Correction):
         "Only at every k-th step. 1 is exact; the paper's ablation tries 2 to 49.",
         advanced=True,
     )
+    """The difference is added at each k-th step, the first included."""
 
     @property
     def pinned(self) -> bool:
@@ -66,6 +64,6 @@ class Direct(Correction):
     def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
         pivot = trajectory.latents[index].to(x)
         if self.pinned:
-            return pivot
+            return pivot  # x + (pivot - x) would round
         step = trajectory.steps - 1 - index
         return x + (pivot - x) * self.scale if step % self.every == 0 else x

@@ -1,7 +1,7 @@
 """Fixed-point inversion (Pan et al. 2023, AIDI, arXiv 2309.04907): each step asks the network where
 sampling will.
 
-Sampling takes x_t to x_{t-1} with the prediction at x_t, so x_t is the fixed point of the map that
+Sampling takes x_t to x_{t-1} with the prediction at x_t. So x_t is the fixed point of the map that
 takes x_{t-1} back with the prediction at x itself. DDIM inversion is its first iterate.
 """
 
@@ -19,15 +19,11 @@ from ..core.path import Denoise
 
 @dataclasses.dataclass(frozen=True)
 class FixedPoint(Inverter):
-    """Iterates from the DDIM step until the step no longer changes; then exact for the cfg it was
-    made at.
+    """Iterates from the DDIM step until the step no longer changes, and is then exact at its cfg.
 
-    iterations: at most so many predictions after the first. tolerance: the relative change at which
-    a picture is done.
-
-    The residual is by how much the best iterate asked about misses its step; the result is what
-    follows from it, one iteration closer. A picture whose residual grows keeps that iterate itself:
-    never worse than the DDIM step.
+    The residual says by how much the best iterate misses the step that its own prediction makes.
+    The result is that step, which is one iteration closer. A picture whose residual grows falls
+    back to its best iterate, so that it is never worse than the DDIM step.
     """
 
     name: ClassVar[str] = "fixed_point"
@@ -41,6 +37,7 @@ class FixedPoint(Inverter):
         "Higher is more exact; 3 to 10.",
         optional=True,
     )
+    """At most so many predictions follow the first."""
     tolerance: float = options.number(
         1e-6,
         0.0,
@@ -50,9 +47,10 @@ class FixedPoint(Inverter):
         advanced=True,
         shown=False,
     )
+    """The relative change of a step at which a picture is done."""
 
     def rows(self, steps: int) -> int:
-        """The DDIM step's, and one for each iteration."""
+        """A step has one row for the DDIM step and at most one for each iteration."""
         return steps * (1 + self.iterations)
 
     def step(self, denoise: Denoise, x: torch.Tensor, move: Move, state: Any) -> Step:
@@ -63,7 +61,7 @@ class FixedPoint(Inverter):
             return path.step(x, eps, move.lower, upper), path.denoised(guess, eps, upper)
 
         guess, denoised = onward(x)
-        best, kept, residual = (
+        best, argument, residual = (
             guess,
             guess,
             torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device),
@@ -73,11 +71,13 @@ class FixedPoint(Inverter):
             image, denoised = onward(guess)
             change = _relative(image - guess, image)
             better = searching & (change < residual)
+            # a picture that grew worse goes back to the latent that its best image came from; one
+            # that is done already stays as it is
             best = torch.where(
-                _wide(better, x), image, torch.where(_wide(searching, x), kept, best)
+                _wide(better, x), image, torch.where(_wide(searching, x), argument, best)
             )
-            kept, residual = (
-                torch.where(_wide(better, x), guess, kept),
+            argument, residual = (
+                torch.where(_wide(better, x), guess, argument),
                 torch.where(better, change, residual),
             )
             searching = better & (change > self.tolerance)
@@ -88,6 +88,7 @@ class FixedPoint(Inverter):
 
 
 def _relative(change: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """The length of a change over the length of what changed, [B]."""
     share: torch.Tensor = change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1).clamp_min(1e-12)
     return share
 

@@ -1,9 +1,9 @@
 """Null-Text Inversion (Mokady et al. 2022, arXiv 2211.09794, sec. 3.3): an optimised empty prompt
 for every step.
 
-At every step, from noise, the unconditional embedding is moved until guidance leads from the latent
-that was reached to the next latent of the trajectory. `reference` does it as the paper does; `fast`
-comes nearer with far fewer network rows.
+The steps are taken from noise to picture. At each of them the unconditional embedding is moved
+until guidance leads from the latent that was reached to the next latent of the trajectory. The
+preset `reference` does it as the paper does. `fast` comes nearer with far fewer network rows.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ NULLS = "nulls"
 @dataclasses.dataclass(frozen=True)
 class NullText(Correction):
     """Unconditional rows read the step's optimised embedding, under which guidance follows the
-    trajectory.
-
-    single_branch: only the source row reads it, and targets the negative prompt: freer edits (Ju et
-    al. 2023, arXiv 2310.01506, ablations). base: whose pooled vector and sizes go with the
-    embedding (SDXL). cfg, negative: what it was optimised at, and is exact at; the negative
-    prompt's fingerprint.
-    """
+    trajectory."""
 
     name: ClassVar[str] = "null_text"
     label: ClassVar[str] = "an optimised empty prompt for every step, from Null-Text Optimize"
 
     single_branch: bool = options.flag(False, "Whether targets read the negative prompt.")
+    """Only the source row reads the embedding, which leaves edits freer (Ju et al. 2023, arXiv
+    2310.01506, ablations)."""
     base: Literal["negative", "source"] = options.choice(
         "negative", ("negative", "source"), "Whose pooled vector and sizes go with the embedding."
     )
+    """The conditioning that the embedding takes the text's place in. Of SDXL the pooled vector and
+    the sizes stay."""
     cfg: float = options.number(7.5, 0.0, 30.0, 0.1, "What the embedding was optimised at.")
+    """The source comes back exactly at this cfg alone."""
     negative: str = options.text("", "The fingerprint of the negative prompt.")
+    """The source comes back exactly under this negative prompt alone, where `base` says so."""
 
     def uncond(self, branch: Branch, place: Place) -> Uncond:
         return (
@@ -80,48 +80,48 @@ class NullText(Correction):
         return ""
 
 
-# -- the problem
-# -------------------------------------------------------------------------------------------
-
-
 class Network(Protocol):
-    """Noise predictions of the shape of latents x [P, C, H, W]."""
+    """A model's noise predictions, which have the shape of the latents x [P, C, H, W]."""
 
     def cond(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Under the source prompt, of all pictures, without a gradient."""
+        """The prediction under the source prompt, of all pictures, without a gradient."""
 
     def null(
         self, x: torch.Tensor, sigma: float, embedding: torch.Tensor, pictures: torch.Tensor
     ) -> torch.Tensor:
-        """Under embeddings [P, T, D], differentiable in them, of the pictures whose indices are
-        given [P]."""
+        """The prediction under embeddings [P, T, D], differentiable in them.
+
+        pictures [P] are the indices of the pictures that the rows of x belong to.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How embeddings are optimised.
-
-    solver: `adam`, from the step before's embedding, or `secant`, from the source prompt's.
-    inner_steps: at most so many at a step. epsilon, growth: a picture is done where its loss is
-    below epsilon + i * growth, i the step; in units of variance-preserving latents. rate: Adam's,
-    falling by rate / 100 a step as in the reference. reach: the length of `secant`'s first trial,
-    of the embedding's own.
-    keep_best: the best embedding of the step is kept, the first one included, so that the loss
-    never rises; without it the last one, as in the reference.
-    """
+    """How embeddings are optimised."""
 
     solver: Literal["adam", "secant"]
+    """`adam` starts from the embedding of the step before, `secant` from the source prompt's."""
     inner_steps: int = 10
+    """At most so many iterations at a step."""
     epsilon: float = 1e-5
+    """A picture is done at step i where its loss is below epsilon + i * growth. The loss is in
+    units of variance-preserving latents."""
     growth: float = 2e-5
+    """By how much that bound grows at each step."""
     rate: float = 1e-2
+    """Adam's rate, which falls by rate / 100 a step as in the reference."""
     reach: float = 0.05
+    """The length of `secant`'s first trial, as a share of the embedding's length."""
     keep_best: bool = False
+    """The best embedding of a step is taken, the first one included, so that the loss never rises.
+    Without it the last one is taken, as in the reference."""
 
     @property
     def single_branch(self) -> bool:
-        """Near the source prompt an embedding pushes edits away from what the source shows: only
-        sources read it."""
+        """Whether source rows alone read the embedding.
+
+        Near the source prompt an embedding would push edits away from what the source shows.
+        """
         return self.solver == "secant"
 
     @property
@@ -139,67 +139,69 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimized:
-    """nulls: [N, B, T, D], noisiest step first; before, error: the loss of each step at its first
-    embedding and at the chosen one, which is the squared distance to the trajectory, [N, B]; rows
-    of the network, [B]."""
+    """The embeddings of a trajectory's steps, and what they are worth and cost."""
 
     nulls: torch.Tensor
+    """The chosen embeddings [N, B, T, D], the noisiest step first."""
     before: torch.Tensor
+    """The loss of each step at its first embedding [N, B]."""
     error: torch.Tensor
+    """The loss at the chosen one [N, B], which is the squared distance to the trajectory."""
     forward_rows: torch.Tensor
+    """How many rows the network ran for each picture [B]."""
     backward_rows: torch.Tensor
+    """How many of them a gradient went back through [B]."""
 
 
 class Problem:
-    """One step: from x at `sigma`, guidance under an embedding should lead to `wanted` at
-    `sigma_next`.
+    """One step, in which guidance under an embedding should lead from x to `pivot`.
 
-    source: the source prompt's embedding [B, T, D], where a solver starts there: the conditional
-    prediction is then the first unconditional one, too, and made once, so that a gradient can
-    follow.
+    x [B, C, H, W] stands at `sigma` and the pivot at `sigma_next`. source is the source prompt's
+    embedding [B, T, D], where a solver starts there. The conditional prediction is then the first
+    unconditional one, too. It is predicted once, with a graph that one gradient can follow.
     """
 
     def __init__(
         self,
         network: Network,
         x: torch.Tensor,
-        wanted: torch.Tensor,
+        pivot: torch.Tensor,
         levels: tuple[float, float],
         cfg: float,
         source: torch.Tensor | None = None,
     ) -> None:
-        self.network, self.x, self.wanted, self.cfg = network, x, wanted, cfg
+        self.network, self.x, self.pivot, self.cfg = network, x, pivot, cfg
         self.sigma, self.sigma_next = levels
         self.forward_rows, self.backward_rows = torch.zeros(2, len(x), dtype=torch.long)
-        self.everyone = torch.arange(len(x))
+        self.pictures = torch.arange(len(x))
         self.source = source
         if source is None:
             self.forward_rows += 1
-            self._made = network.cond(x, self.sigma)
+            self._first = network.cond(x, self.sigma)
         else:
             self.source = source.detach().requires_grad_(True)
             with torch.enable_grad():
-                self._made = self.predict(self.source, self.everyone)
-        self.cond = self._made.detach()
+                self._first = self.predict(self.source, self.pictures)
+        self.cond = self._first.detach()
 
     def guided(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Guidance over the unconditional prediction eps."""
+        """The guided prediction of some pictures over the unconditional one, eps."""
         return eps + self.cfg * (self.cond[pictures] - eps)
 
     def denoised(self, eps: torch.Tensor) -> torch.Tensor:
-        """The x0 of all pictures under it."""
-        return VP.denoised(self.x, self.guided(eps, self.everyone), self.sigma)
+        """The x0 [B, C, H, W] that all pictures are heading for under eps."""
+        return VP.denoised(self.x, self.guided(eps, self.pictures), self.sigma)
 
     def landing(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Where that leads."""
+        """The latents that eps leads some pictures to at `sigma_next`."""
         return VP.step(self.x[pictures], self.guided(eps, pictures), self.sigma, self.sigma_next)
 
     def miss(self, eps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """By what that misses."""
-        return self.landing(eps, pictures) - self.wanted[pictures]
+        """The difference of those latents and the pivot."""
+        return self.landing(eps, pictures) - self.pivot[pictures]
 
     def predict(self, embedding: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """The unconditional prediction; rows are counted."""
+        """The unconditional prediction of some pictures, whose rows are counted."""
         self.forward_rows[pictures] += 1
         return self.network.null(self.x[pictures], self.sigma, embedding, pictures)
 
@@ -213,21 +215,28 @@ class Problem:
         return eps.detach(), self._back(eps, embedding, pictures)
 
     def gradient_at_source(self) -> torch.Tensor:
-        """The loss's gradient at the source prompt's embedding, which needs no further prediction;
-        once."""
+        """The loss's gradient at the source prompt's embedding, which needs no further prediction.
+
+        It can be asked for once, because the graph goes with the first answer.
+        """
         if self.source is None:
             raise PivotError(
                 "a problem that starts from the source prompt", "another", "Pass `source`."
             )
-        made, self._made = self._made, self.cond
-        return self._back(made, self.source, self.everyone)
+        # the graph holds the whole network's activations: free it as soon as it has been used
+        first, self._first = self._first, self.cond
+        return self._back(first, self.source, self.pictures)
 
     def _back(
         self, eps: torch.Tensor, embedding: torch.Tensor, pictures: torch.Tensor
     ) -> torch.Tensor:
-        """The way back, from the miss scaled to about 1, by a power of two: half precision does not
-        underflow."""
+        """The loss's gradient with respect to the embedding that eps was predicted under.
+
+        The miss goes back scaled to about 1, by a power of two, so that half precision does not
+        underflow and no bit is rounded.
+        """
         miss = self.miss(eps.detach(), pictures)
+        # how far the landing moves with eps: guidance and the step are linear in it
         moved = (1.0 - self.cfg) * (self.sigma_next - self.sigma)
         slope = moved / VP.scale(self.sigma_next)
         (back,) = pull_back(eps, [embedding], miss, miss.abs().amax())
@@ -244,16 +253,12 @@ class Problem:
 
 
 def _loss(miss: torch.Tensor) -> torch.Tensor:
-    """Of each picture, on the CPU, where the choice of pictures is made."""
+    """The mean square of each picture's miss [B], on the CPU, where pictures are chosen."""
     return miss.square().flatten(1).mean(1).cpu()
 
 
-# -- the solvers
-# -------------------------------------------------------------------------------------------
-
-
 class Solver(Protocol):
-    """Finds the embeddings of one step; what it remembers of the steps before is its own."""
+    """Looks for the embeddings of one step, and may remember what the steps before have shown."""
 
     def __call__(
         self, problem: Problem, step: int
@@ -263,8 +268,10 @@ class Solver(Protocol):
 
 
 class Adam:
-    """The reference: from the embedding of the step before, a fresh Adam at each step, its loss
-    tested too late."""
+    """The reference's solver: a fresh Adam at each step, from the embedding of the step before.
+
+    Its quirk is faithful: the loss that ends the search is the one before the last move.
+    """
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
         self.settings, self.embedding = settings, start
@@ -277,9 +284,8 @@ class Adam:
         null = self.embedding.clone()
         best, lowest = null.clone(), torch.full((len(null),), torch.inf, dtype=problem.x.dtype)
         first, second = torch.zeros_like(null), torch.zeros_like(null)
-        active = (
-            problem.everyone if problem.cfg != 1.0 else problem.everyone[:0]
-        )  # cfg 1 reads no embedding
+        # at cfg 1 the embedding has no weight, and there is nothing to move it by
+        active = problem.pictures if problem.cfg != 1.0 else problem.pictures[:0]
         before = lowest.clone()
         for k in range(1, self.settings.inner_steps + 1):
             if not len(active):
@@ -296,15 +302,16 @@ class Adam:
                 (second[active] / (1 - 0.999**k)).sqrt() + 1e-8
             )
             null[active] = null[active] - rate * step_size
+            # as in the reference, a picture below the tolerance has been moved once more by now
             active = active[loss >= tolerance]
-        eps = problem.predict(null, problem.everyone)
+        eps = problem.predict(null, problem.pictures)
         if self.settings.keep_best:
             null, eps = self._best(problem, null, eps, best, lowest)
         self.embedding = null
         return (
             null,
             eps,
-            before if torch.isfinite(before).all() else _loss(problem.miss(eps, problem.everyone)),
+            before if torch.isfinite(before).all() else _loss(problem.miss(eps, problem.pictures)),
         )
 
     def _best(
@@ -316,7 +323,7 @@ class Adam:
         lowest: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best embeddings in place of last ones that are worse."""
-        worse = (_loss(problem.miss(eps, problem.everyone)) > lowest).nonzero()[:, 0]
+        worse = (_loss(problem.miss(eps, problem.pictures)) > lowest).nonzero()[:, 0]
         if len(worse):
             null[worse] = best[worse]
             eps[worse] = problem.predict(best[worse], worse)
@@ -324,12 +331,11 @@ class Adam:
 
 
 class Secant:
-    """Each step from the source prompt's embedding, where guidance cancels and no prediction is
-    needed to begin with.
+    """Starts each step from the source prompt's embedding, where guidance cancels.
 
-    The error there is the inversion's own, small, and the prediction nearly linear in the
-    embedding: one direction, the gradient over its root mean square through the steps, and on it
-    the length that a secant through a trial says.
+    It needs no prediction to begin with. The error there is the inversion's own and small, and the
+    prediction is nearly linear in the embedding. So one direction is enough: the gradient over its
+    root mean square through the steps. A secant through a trial says how far to go along it.
     """
 
     def __init__(self, settings: Settings, start: torch.Tensor) -> None:
@@ -341,7 +347,7 @@ class Secant:
         self, problem: Problem, step: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         null, eps = self.start.clone(), problem.cond.clone()
-        loss = _loss(problem.miss(eps, problem.everyone))
+        loss = _loss(problem.miss(eps, problem.pictures))
         before, tolerance = loss.clone(), self.settings.epsilon + step * self.settings.growth
         for k in range(self.settings.inner_steps):
             active = (loss > tolerance).nonzero()[:, 0]
@@ -353,12 +359,13 @@ class Secant:
                 else problem.gradient_at_source()[active]
             )
             direction = self._direction(gradient, active)
-            for embedding, made, lower, rows in self._tries(
+            for embedding, prediction, lower, rows in self._tries(
                 problem, null[active], eps[active], direction, active
             ):
                 better = lower < loss[rows]
                 rows = rows[better]
-                null[rows], eps[rows], loss[rows] = embedding[better], made[better], lower[better]
+                null[rows], eps[rows] = embedding[better], prediction[better]
+                loss[rows] = lower[better]
         return null, eps, before
 
     def _tries(
@@ -369,20 +376,21 @@ class Secant:
         direction: torch.Tensor,
         active: torch.Tensor,
     ) -> list[_Try]:
-        """A trial along the direction, and, where a secant promises much more, the length that it
-        says."""
+        """A trial along the direction, and a longer one where a secant promises much more."""
         trial = null + self.length[active, None, None] * direction
-        made = problem.predict(trial, active).detach()
+        prediction = problem.predict(trial, active).detach()
         miss, moved = (
             problem.miss(eps, active),
-            problem.miss(eps, active) - problem.miss(made, active),
+            problem.miss(eps, active) - problem.miss(prediction, active),
         )
         factor = (miss * moved).flatten(1).sum(1) / moved.square().flatten(1).sum(1).clamp_min(
             1e-30
         )
         promised = _loss(miss - factor[:, None, None, None] * moved)
-        tries = [(trial, made, _loss(problem.miss(made, active)), active)]
+        tries = [(trial, prediction, _loss(problem.miss(prediction, active)), active)]
         reached, now = tries[0][2], _loss(miss)
+        # a second try costs a row: it has to promise 40 % after a trial that helped, and only 5 %
+        # after one that did not, because there the trial was the wrong length
         again = promised < torch.where(reached < now, 0.6 * reached, 0.95 * now)
         if again.any():
             rows, length = (
@@ -390,15 +398,17 @@ class Secant:
                 factor[again].clamp(-3.0, 10.0) * self.length[active[again]],
             )
             longer = null[again] + length[:, None, None] * direction[again]
-            made = problem.predict(longer, rows).detach()
-            tries.append((longer, made, _loss(problem.miss(made, rows)), rows))
+            prediction = problem.predict(longer, rows).detach()
+            tries.append((longer, prediction, _loss(problem.miss(prediction, rows)), rows))
+        # the next step begins with the length that would have been right in this one
         self.length[active] = self.length[active] * factor.clamp(0.1, 10.0)
         return tries
 
     def _direction(self, gradient: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """Downhill, of length 1, in coordinates scaled by their root mean square gradient so
+        """The unit vector downhill, in coordinates scaled by their root mean square gradient so
         far."""
         mean = gradient.square().flatten(1).mean(1).clamp_min(1e-30)[:, None, None]
+        # gradients are compared by their shapes: their size differs by orders between the steps
         self.squares[active] = 0.9 * self.squares[active] + 0.1 * gradient.square() / mean
         downhill = -gradient / mean.sqrt() / (self.squares[active].sqrt() + 0.1)
         unit: torch.Tensor = (
@@ -419,29 +429,30 @@ def optimize(
     settings: Settings,
     on_step: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Optimized:
-    """Embeddings for every step of a trajectory.
+    """Optimises the embeddings for every step of a trajectory.
 
-    start: [B, T, D] fp32, the negative prompt's text for `adam`, the source prompt's for `secant`.
-    on_step(i, x, denoised, error) after each step: x [B, C, H, W] is where it led, denoised the x0
-    it was heading for. Raises PivotError when NaN appears.
+    start [B, T, D] is fp32: the negative prompt's text for `adam`, the source prompt's for
+    `secant`. on_step(i, x, denoised, error) is called after each step. There x [B, C, H, W] is
+    where the step led, and denoised the x0 it was heading for. Raises PivotError when NaN appears.
     """
     x, levels = trajectory.noise.to(start.device), trajectory.sigmas.flip(0).tolist()
     solver = SOLVERS[settings.solver](settings, start)
     nulls, before, error = [], [], []
     rows = torch.zeros(2, trajectory.batch, dtype=torch.long)
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
-        wanted = trajectory.latents[trajectory.steps - 1 - i].to(x)
+        pivot = trajectory.latents[trajectory.steps - 1 - i].to(x)
         source = start if settings.base == "source" else None
-        problem = Problem(network, x, wanted, (sigma, sigma_next), cfg, source)
+        problem = Problem(network, x, pivot, (sigma, sigma_next), cfg, source)
         null, eps, first = solver(problem, i)
+        # the next step starts from where this one led, so that it makes good for what this missed
         x = check_finite(
-            problem.landing(eps, problem.everyone),
+            problem.landing(eps, problem.pictures),
             "the optimised latent",
             f"null-text, step {i + 1}",
         )
         nulls.append(null.cpu())
         before.append(first)
-        error.append(_loss(x - wanted))
+        error.append(_loss(x - pivot))
         rows += torch.stack([problem.forward_rows, problem.backward_rows])
         if on_step is not None:
             on_step(i, x, problem.denoised(eps), error[-1])

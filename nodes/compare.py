@@ -1,3 +1,5 @@
+"""The node that decodes an edit and lays it beside its source."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""The nodes of guidance rules, alone and as a guider."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,8 +16,11 @@ from .sockets import CATEGORY, Guidance, edit_inputs
 
 
 def guidance_inputs() -> list[io.Input]:
-    """What a guidance rule is made of, in the order of both nodes: a preset, or proximal guidance's
-    own options, plain guidance among its operators. Pulls are on, as in ProxNPI."""
+    """The inputs of a guidance rule, in the order of both nodes.
+
+    They are a preset, or proximal guidance's own options, with plain guidance among its operators.
+    Pulls are on, as in ProxNPI.
+    """
     options = {option.name: option for option in options_of(Proximal)}
     operator, rate = options["operator"], options["inversion_rate"]
     options |= {

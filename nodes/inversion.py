@@ -1,3 +1,5 @@
+"""The nodes that invert a picture and take an inversion apart."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,17 +22,20 @@ from .sockets import (
 
 
 def inverter_options() -> dict[str, Option]:
-    """The options of all inversion methods. Where several have one of a name, the first method's
-    stands for all."""
-    found: dict[str, Option] = {}
+    """The options of all inversion methods.
+
+    Where several have one of a name, the first method's stands for all.
+    """
+    options: dict[str, Option] = {}
     for kind in INVERTERS.values():
         for option in options_of(kind):
-            found.setdefault(option.name, option)
-    return {name: option for name, option in found.items() if option.shown}
+            options.setdefault(option.name, option)
+    return {name: option for name, option in options.items() if option.shown}
 
 
 PLACED = ("evaluation", "iterations")
-"""Options of inversion methods that stand in the middle of the node; others stand at its end."""
+"""Options of inversion methods that stand in the middle of the node, where older workflows have
+them. Others stand at its end."""
 
 
 def _placed(name: str) -> list[io.Input]:
@@ -38,13 +43,14 @@ def _placed(name: str) -> list[io.Input]:
     return [input_of(option) for option in inverter_options().values() if option.name == name]
 
 
-def _others() -> list[io.Input]:
-    others = [option for name, option in inverter_options().items() if name not in PLACED]
-    return [input_of(dataclasses.replace(option, optional=True)) for option in others]
+def _later_inputs() -> list[io.Input]:
+    """The inputs of all other options, optional, so that older workflows go on working."""
+    later = [option for name, option in inverter_options().items() if name not in PLACED]
+    return [input_of(dataclasses.replace(option, optional=True)) for option in later]
 
 
 def _method_inputs() -> list[io.Input]:
-    """Which way to noise, and at which guidance."""
+    """The inputs that say which way to noise is taken, and at which guidance."""
     return [
         io.Combo.Input(
             "method",
@@ -71,7 +77,7 @@ def _method_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Only for a cfg other than 1: what unconditional rows read, as for the edit.",
         ),
-        *_others(),
+        *_later_inputs(),
     ]
 
 

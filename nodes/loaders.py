@@ -1,3 +1,5 @@
+"""The node that loads the toy model."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io

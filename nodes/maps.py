@@ -1,3 +1,5 @@
+"""The nodes that show what runs have left: heat maps of words, and the mask of a local blend."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Nodes made from methods: of each that says what its node is called, the inputs are its fields."""
+"""Nodes made from methods: the inputs of a method's node are the fields of its dataclass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def input_of(option: Option) -> io.Input:
 
 
 def _number_input(option: Option, about: dict[str, Any]) -> io.Input:
-    """A number whose default is None is 0 on the node."""
+    """A number as an input, which is 0 on the node where its default is None."""
     if option.kind == "integer":
         return io.Int.Input(option.name, min=int(option.low), max=int(option.high), **about)
     about["default"] = option.default or 0.0
@@ -61,7 +61,7 @@ class MethodNode(io.ComfyNode):
 
     @classmethod
     def schema(cls, first: list[io.Input], outputs: list[io.Output]) -> io.Schema:
-        """Its declaration: the inputs in front of the method's own, and the outputs."""
+        """The node's declaration, with `first` in front of the method's own inputs."""
         text: NodeText = cls.kind.node
         return io.Schema(
             node_id=text.id,
@@ -76,15 +76,16 @@ class MethodNode(io.ComfyNode):
     @classmethod
     def method(cls, inputs: dict[str, Any]) -> Any:
         """The method with the values of its inputs."""
+        # a widget cannot be empty: 0 stands for None there, and is None again here
         nothing = {o.name for o in options_of(cls.kind) if o.default is None and o.kind == "number"}
-        given = {
+        values = {
             name: value or None if name in nothing else value for name, value in inputs.items()
         }
-        return from_inputs(cls.kind, given)
+        return from_inputs(cls.kind, values)
 
 
 class ControlNode(MethodNode):
-    """Model in, model out, under a controller; where its options have it, what it does in words."""
+    """Model in, model out, under a controller. Some say in words what they do, too."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -147,8 +148,10 @@ FAMILIES: tuple[tuple[type, type[MethodNode]], ...] = (
 
 
 def method_nodes() -> dict[str, type[io.ComfyNode]]:
-    """The node of every method that says what it is called, by its id. Raises PivotError where two
-    methods say the same id."""
+    """The node of every method that says what it is called, by its id.
+
+    Raises PivotError where two methods say the same id.
+    """
     nodes: dict[str, type[io.ComfyNode]] = {}
     for kind in _methods():
         text, (node,) = kind.node, [node for base, node in FAMILIES if issubclass(kind, base)]
@@ -164,6 +167,7 @@ def method_nodes() -> dict[str, type[io.ComfyNode]]:
 
 
 def _methods() -> Iterable[Any]:
+    """The methods that say of themselves what their node is called."""
     kinds = (
         *attention.OPTIONS,
         *features.OPTIONS,
@@ -171,4 +175,5 @@ def _methods() -> Iterable[Any]:
         *STEPPERS.values(),
         *RULES,
     )
+    # vars, because a subclass must not be given its base class's node once more
     return (kind for kind in kinds if vars(kind).get("node"))

@@ -1,3 +1,5 @@
+"""The node of null-text optimisation."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -75,5 +77,5 @@ class PivotNullTextOptimize(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, inversion: Any, **options: Any) -> io.NodeOutput:
         progress = progress_text(cls.hidden.unique_id)
-        made, curve, errors, report = null_text(model, inversion, **options, progress=progress)
-        return io.NodeOutput(made, curve, errors, report, ui=ui.PreviewText(report))
+        optimized, curve, errors, report = null_text(model, inversion, **options, progress=progress)
+        return io.NodeOutput(optimized, curve, errors, report, ui=ui.PreviewText(report))

@@ -1,3 +1,5 @@
+"""The nodes that read prompts and make conditioning of them."""
+
 from __future__ import annotations
 
 from typing import Any

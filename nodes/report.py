@@ -1,3 +1,5 @@
+"""The node that says how good an inversion is."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -70,12 +72,17 @@ class PivotInversionReport(io.ComfyNode):
     def execute(
         cls, model: Any, vae: Any, image: Any, inversion: Any, **options: Any
     ) -> io.NodeOutput:
-        made = report(model, vae, image, inversion, **options)
+        result = report(model, vae, image, inversion, **options)
         shown = {
-            **ui.PreviewImage(made.plot, cls=cls).as_dict(),
-            **ui.PreviewText(made.text).as_dict(),
+            **ui.PreviewImage(result.plot, cls=cls).as_dict(),
+            **ui.PreviewText(result.text).as_dict(),
         }
-        quality = made.quality
+        quality = result.quality
         return io.NodeOutput(
-            made.reconstruction, made.plot, quality.psnr, quality.ceiling, made.text, ui=shown
+            result.reconstruction,
+            result.plot,
+            quality.psnr,
+            quality.ceiling,
+            result.text,
+            ui=shown,
         )

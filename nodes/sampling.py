@@ -1,3 +1,5 @@
+"""The nodes that make an edit."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -13,10 +13,12 @@ Words = io.Custom("PIVOT_WORDS")
 
 
 def model_input(tooltip: str) -> io.Model.Input:
+    """The model, which every node uses in its own way."""
     return io.Model.Input("model", tooltip=tooltip)
 
 
 def inversion_input() -> io.Input:
+    """The inversion that a node works on."""
     return Inversion.Input(
         "inversion",
         tooltip="The inverted picture, from DDIM Inversion. It must come from this same model.",
@@ -24,7 +26,7 @@ def inversion_input() -> io.Input:
 
 
 def edit_inputs() -> list[io.Input]:
-    """What an edit is made of, in the order of both edit nodes."""
+    """The inputs of an edit, in the order of both edit nodes."""
     return [
         model_input(
             "The model to edit with, usually through the P2P Attention Controller. Any UNet "
@@ -50,6 +52,7 @@ def edit_inputs() -> list[io.Input]:
 
 
 def cfg_input(tooltip: str) -> io.Input:
+    """The guidance of an edit."""
     return io.Float.Input(
         "cfg",
         default=5.0,
@@ -61,6 +64,7 @@ def cfg_input(tooltip: str) -> io.Input:
 
 
 def correction_input() -> io.Input:
+    """The correction of an edit, by name."""
     return io.Combo.Input(
         "correction",
         options=[AUTO, *CORRECTIONS],
@@ -73,6 +77,7 @@ def correction_input() -> io.Input:
 
 
 def guidance_input() -> io.Input:
+    """The guidance rule of an edit, if it has another than the plain one."""
     return Guidance.Input(
         "guidance",
         optional=True,

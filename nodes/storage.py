@@ -1,3 +1,5 @@
+"""The nodes that save and load inversions."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -105,7 +107,7 @@ class PivotLoadInversion(io.ComfyNode):
         return storage.refusal(file) or True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> str:
+    def fingerprint_inputs(cls, file: str, **inputs: Any) -> str:
         return storage.stamp(file)
 
     @classmethod

@@ -8,6 +8,7 @@ import torch
 def overlay(picture: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
     """A heat map [H, W] in colours over a dimmed grey picture [H, W, 3]."""
     grey, heat = picture.mean(-1, keepdim=True), heat.to(picture)
+    # the root lets faint heat be seen, while the picture is dimmed by the heat itself
     strength = heat[..., None]
     return 0.45 * grey * (1.0 - 0.7 * strength) + 0.75 * heat_colours(heat) * strength.sqrt()
 
@@ -22,7 +23,7 @@ _STOPS = (
 
 
 def heat_colours(heat: torch.Tensor) -> torch.Tensor:
-    """[H, W] from 0 to 1 as colours [H, W, 3], dark violet to light yellow."""
+    """A map [H, W] from 0 to 1 as colours [H, W, 3], from dark violet to light yellow."""
     stops = torch.tensor(_STOPS).to(heat)
     place = heat.clamp(0.0, 1.0) * (len(stops) - 1)
     below = place.floor().long().clamp(max=len(stops) - 2)
@@ -30,7 +31,8 @@ def heat_colours(heat: torch.Tensor) -> torch.Tensor:
 
 
 def labelled_grid(pictures: torch.Tensor, labels: list[str], columns: int = 4) -> torch.Tensor:
-    """Pictures [n, H, W, 3] in rows of at most `columns`, each under its label: [1, h, w, 3]."""
+    """A sheet [1, h, w, 3] of pictures [n, H, W, 3] in rows of at most `columns`, each under its
+    label."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 

@@ -20,8 +20,7 @@ _FINE = 3
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One axis: values from `low` to `high` on pixels from `start` to `end`, and where its ticks
-    are."""
+    """One axis, with values from `low` to `high` on pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -37,12 +36,15 @@ class Axis:
 
 
 def linear_axis(low: float, high: float, start: float, end: float, whole: bool = False) -> Axis:
-    """An axis whose ticks are round numbers (1, 2 or 5 of a power of ten) and which ends at ticks,
-    or, of `whole` numbers, at its first and last value."""
+    """An axis whose ticks are round numbers (1, 2 or 5 of a power of ten).
+
+    It ends at ticks or, of `whole` numbers, at its first and last value.
+    """
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
+    # a hair less, because 10 times a power of ten may round to just below its neighbour
     step = next(
         factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9)
     )
@@ -71,11 +73,10 @@ def line_plot(
     log: bool = False,
     size: tuple[int, int] = (720, 400),
 ) -> torch.Tensor:
-    """IMAGE [1, H, W, 3] of labelled series, whose values belong to 1, 2, 3, ...; `size` is (width,
-    height).
+    """IMAGE [1, H, W, 3] of labelled series, whose values belong to 1, 2, 3, ...
 
-    log: the upright axis is logarithmic. What no axis can show (NaN, infinity, 0 of a logarithm) is
-    left out.
+    `size` is (width, height). With `log` the upright axis is logarithmic. What no axis can show
+    (NaN, infinity, 0 of a logarithm) is left out.
     """
     width, height = size
     points = {label: _drawable(values, log) for label, values in series.items()}
@@ -99,10 +100,12 @@ def line_plot(
 
 
 def _drawable(values: Sequence[float], log: bool) -> list[tuple[int, float]]:
+    """The points of a series that an axis can show."""
     return [(i, y) for i, y in enumerate(values, 1) if math.isfinite(y) and (y > 0.0 or not log)]
 
 
 def _cycled(count: int) -> list[str]:
+    """A colour for each of some series."""
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
 
 
@@ -129,7 +132,7 @@ class _Canvas:
         self.line([(left, bottom), (right, bottom)], _DIM, 1)
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
-        """A line through points; a dot where there is only one."""
+        """A line through points, or a dot where there is only one."""
         fine = [(x * _FINE, y * _FINE) for x, y in points]
         if len(fine) > 1:
             self.pen.line(fine, fill=colour, width=round(width * _FINE), joint="curve")
@@ -155,7 +158,7 @@ class _Canvas:
         self.sheet.paste(Image.new("RGB", turned.size, _DIM), corner, turned)
 
     def legend(self, labels: Sequence[str]) -> None:
-        """A stroke of its colour and a name for each series, in a row below the title."""
+        """A stroke in its colour and a name for each series, in a row below the title."""
         font = ImageFont.load_default(size=13 * _FINE)
         widths = [34 + font.getlength(label) / _FINE + 22 for label in labels]
         x = (_LEFT + self.width - _RIGHT - sum(widths) + 22) / 2
@@ -165,7 +168,7 @@ class _Canvas:
             x += width
 
     def image(self) -> torch.Tensor:
-        """IMAGE [1, H, W, 3]."""
+        """The picture, IMAGE [1, H, W, 3]."""
         small = self.sheet.resize((self.width, self.height), Image.Resampling.BOX)
         return torch.from_numpy(np.asarray(small).astype(np.float32) / 255.0)[None]
 

@@ -45,10 +45,11 @@ def check_unet(model: Any, where: str) -> None:
 
 
 def check_levels(sigmas: torch.Tensor, where: str) -> torch.Tensor:
-    """Return ascending sigmas; raise PivotError when the last level holds nothing of the picture
-    any more.
+    """Return ascending sigmas, or raise PivotError when the last level holds nothing of the
+    picture.
 
-    The last trained level of a zero-terminal-SNR model does: no inversion can lead to it and back.
+    The last trained level of a zero-terminal-SNR model holds nothing. No inversion can lead to it
+    and back.
     """
     if float(sigmas[-1]) > _ILL_POSED:
         raise PivotError(
@@ -61,16 +62,16 @@ def check_levels(sigmas: torch.Tensor, where: str) -> torch.Tensor:
 
 
 def trained_sigmas(model: Any) -> torch.Tensor:
-    """The model's own noise levels, ascending, [1000] for SD; any ModelSampling patch included."""
+    """The model's own noise levels, ascending, [1000] for SD. A ModelSampling patch counts."""
     return model.get_model_object("model_sampling").sigmas.detach().cpu()
 
 
 def fingerprint(model: Any) -> str:
-    """A short hash of a model's architecture, prediction type, sampled weights and weight patches
-    (LoRA), patched into the weights or run beside them.
+    """A short hash of a model's architecture, prediction type, sampled weights and weight patches.
 
-    The same for the same checkpoint in every session; other for another checkpoint, LoRA or LoRA
-    strength.
+    A LoRA counts both where it is patched into the weights and where it runs beside them. The hash
+    is the same for the same checkpoint in every session. It is another for another checkpoint, LoRA
+    or strength.
     """
     digest = hashlib.sha256()
     digest.update(type(model.model).__name__.encode())
@@ -79,6 +80,7 @@ def fingerprint(model: Any) -> str:
     digest.update(trained_sigmas(model)[::100].half().numpy().tobytes())
     weights = model.model.diffusion_model.state_dict()
     names = sorted(weights)
+    # a sample, because hashing gigabytes at every node would be felt
     parts: list[tuple[str, torch.Tensor | None]] = [
         (f"{name}{list(weights[name].shape)}", _original(model, name, weights[name]))
         for name in names[:: max(1, len(names) // 24)]
@@ -92,8 +94,11 @@ def fingerprint(model: Any) -> str:
 
 
 def _add_bypasses(digest: Any, model: Any) -> None:
-    """What works beside the weights: injections, such as a bypass LoRA, and replaced parts of the
-    UNet. A model without adds nothing, so that its saved inversions stay its own."""
+    """Adds what works beside the weights: injections, such as a bypass LoRA, and replaced parts of
+    the UNet.
+
+    A model without them adds nothing, so that inversions saved by older versions still fit.
+    """
     for key in sorted(getattr(model, "injections", {})):
         for injection in model.injections[key]:
             digest.update(f"{key}{_called(injection.inject)}".encode())
@@ -107,21 +112,22 @@ def _add_bypasses(digest: Any, model: Any) -> None:
 
 
 def _called(part: Any) -> str:
-    """The name of a function or of an object's class; a compiled module's is OptimizedModule."""
+    """The name of a function or of an object's class, OptimizedModule for a compiled module."""
     return str(getattr(part, "__qualname__", type(part).__name__))
 
 
 def _adapters(inject: Any) -> list[tuple[str, Any, float]]:
-    """(weight, adapter, strength) of a bypass LoRA: the host's injection holds their manager in its
-    closure. Other packs' injections have none."""
+    """(weight, adapter, strength) of a bypass LoRA; none of other packs' injections."""
+    # the host's injection holds their manager in its closure and nowhere else
     cells = [cell.cell_contents for cell in getattr(inject, "__closure__", None) or ()]
-    found = [cell.adapters for cell in cells if isinstance(getattr(cell, "adapters", None), dict)]
-    return [(name, *by_name[name]) for by_name in found for name in sorted(by_name)]
+    tables = [cell.adapters for cell in cells if isinstance(getattr(cell, "adapters", None), dict)]
+    return [(name, *by_name[name]) for by_name in tables for name in sorted(by_name)]
 
 
 def _add_signs(digest: Any, weights: Any) -> None:
-    """Shapes, numbers and the signs of sampled values of an adapter's weights. The host casts them
-    in place to the model's precision when they first run, which leaves signs alone."""
+    """Adds shapes, numbers and the signs of sampled values of an adapter's weights."""
+    # the host casts them in place to the model's precision when they first run, which changes all
+    # but the signs
     for part in weights if isinstance(weights, (tuple, list)) else ():
         if isinstance(part, torch.Tensor):
             flat = part.detach().reshape(-1)
@@ -133,8 +139,8 @@ def _add_signs(digest: Any, weights: Any) -> None:
 
 
 def conditioning_fingerprint(conditioning: Any) -> str:
-    """A short hash of a CONDITIONING's text embeddings, pooled vectors, size conditioning and
-    hooks (LoRA of this prompt alone)."""
+    """A short hash of a CONDITIONING: text embeddings, pooled vectors, size conditioning and hooks
+    (LoRA of this prompt alone)."""
     digest = hashlib.sha256()
     for text, options in conditioning:
         for tensor in (text, options.get("pooled_output")):
@@ -147,7 +153,7 @@ def conditioning_fingerprint(conditioning: Any) -> str:
 
 
 def _add_hook(digest: Any, hook: Any) -> None:
-    """The kind of a hook, and the strength and weights of a LoRA's."""
+    """Adds the kind of a hook, and the strength and weights of a LoRA's."""
     digest.update(f"{type(hook).__name__}{getattr(hook, '_strength_model', '')}".encode())
     weights = getattr(hook, "weights", None) or {}
     _add_sampled(
@@ -157,11 +163,11 @@ def _add_hook(digest: Any, hook: Any) -> None:
 
 def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:
     """Raise PivotError when the inversion was made with another model."""
-    mine = fingerprint(model)
-    if mine != trajectory.model:
+    name = fingerprint(model)
+    if name != trajectory.model:
         raise PivotError(
             f"the model the inversion was made with ({trajectory.model})",
-            f"another one ({mine})",
+            f"another one ({name})",
             "Connect the same checkpoint and LoRA to the inversion and to the edit.",
             where,
         )
@@ -179,8 +185,10 @@ def check_same_source(source: Any, trajectory: Trajectory, where: str) -> None:
 
 
 def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight before patches: ComfyUI bakes LoRA into weights while a model is loaded and keeps
-    a backup."""
+    """The weight before patches.
+
+    ComfyUI bakes LoRA into weights while a model is loaded, and keeps a backup.
+    """
     backup = model.backup.get(f"diffusion_model.{name}")
     return weight if backup is None else backup.weight
 
@@ -205,9 +213,10 @@ def _add_sampled(digest: Any, parts: list[tuple[str, torch.Tensor | None]]) -> N
 
 
 def _first_tensor(patch: Any) -> torch.Tensor | None:
+    """The first tensor of a weight patch, whatever its kind nests it in."""
     if isinstance(patch, torch.Tensor):
         return patch
     parts = getattr(patch, "weights", patch)
     if isinstance(parts, (tuple, list)):
-        return next((found for found in map(_first_tensor, parts) if found is not None), None)
+        return next((tensor for tensor in map(_first_tensor, parts) if tensor is not None), None)
     return None

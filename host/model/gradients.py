@@ -2,8 +2,8 @@
 
 Weights that ComfyUI loads there are inference tensors, which autograd refuses to save. Resident
 ones are replaced, one by one, by ordinary copies of the same values, so that memory does not
-double; weights that the host streams in (`--lowvram`) are copied as they come, through the weight
-functions of its layers. The copies stay, frozen, which nothing can tell; all else is put back
+double. Weights that the host streams in (`--lowvram`) are copied as they come, through the weight
+functions of its layers. The copies stay, frozen, which nothing can tell. All else is put back
 whatever happens.
 """
 
@@ -20,7 +20,7 @@ import torch
 CHECKPOINTING = ("auto", "on", "off")
 Kinds = tuple[type[torch.nn.Module], ...]
 Bytes = dict[bool, int]
-"""What a way back keeps, with checkpointing and without."""
+"""How many bytes a way back keeps, with checkpointing and without."""
 
 
 @contextlib.contextmanager
@@ -29,8 +29,8 @@ def differentiable(
 ) -> Iterator[None]:
     """Inside, calls of the network can be differentiated with respect to what it is given.
 
-    checkpointing: `blocks` are run again on the way back instead of kept: about a third more time,
-    far less memory.
+    With checkpointing, `blocks` are run again on the way back instead of kept. That takes about a
+    third more time and far less memory.
     """
     with contextlib.ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         for module in network.modules():
@@ -42,7 +42,7 @@ def differentiable(
 
 
 def unet_blocks() -> Kinds:
-    """What of a UNet is kept or run again as a whole."""
+    """The modules of a UNet that are kept or run again as a whole."""
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
@@ -50,7 +50,7 @@ def unet_blocks() -> Kinds:
 
 
 def vae_blocks() -> Kinds:
-    """What of a VAE's decoder, or of a tiny one, is kept or run again as a whole."""
+    """The modules of a VAE's decoder, or of a tiny one, that are kept or run again as a whole."""
     from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, Upsample
     from comfy.taesd.taesd import Block
 
@@ -58,7 +58,8 @@ def vae_blocks() -> Kinds:
 
 
 def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.ExitStack) -> None:
-    """Make what the module computes with saveable and frozen."""
+    """Make what a module computes with something that autograd can save, and freeze it."""
+    # `_v` is the host's mark of a weight that its dynamic loader streams in
     streamed = hasattr(module, "_v") or any(
         p.device != device for p in module.parameters(recurse=False)
     )
@@ -80,8 +81,8 @@ def _ordinary(module: torch.nn.Module, device: torch.device, undo: contextlib.Ex
 
 
 def _replace(module: torch.nn.Module, name: str, value: Any, undo: contextlib.ExitStack) -> None:
-    """Set an attribute of the module for the while; where it had none but its class's, none is
-    left."""
+    """Set an attribute of the module for the while."""
+    # an attribute that was its class's alone is taken away again, instead of set to the class's
     if name in module.__dict__:
         undo.callback(module.__dict__.__setitem__, name, module.__dict__[name])
     else:
@@ -90,16 +91,14 @@ def _replace(module: torch.nn.Module, name: str, value: Any, undo: contextlib.Ex
 
 
 def _checkpointed(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
-    """Run the module's forward under torch's checkpointing.
-
-    The host writes the number of the block into its options as it goes: each call gets a copy, to
-    be run again with.
-    """
+    """Run the module's forward under torch's checkpointing."""
     from torch.utils.checkpoint import checkpoint
 
     plain = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        # the host writes the number of the block into its options as it goes: the second run needs
+        # them as they were in the first
         args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
         output: torch.Tensor = checkpoint(
@@ -111,8 +110,10 @@ def _checkpointed(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
 
 
 def with_plain_attention(model_options: dict[str, Any]) -> dict[str, Any]:
-    """Options under which every attention of a UNet is torch's own: kernels of other packs and
-    builds may have no gradient."""
+    """Options under which every attention of a UNet is torch's own.
+
+    Kernels of other packs and builds may have no gradient.
+    """
     from comfy.ldm.modules.attention import attention_pytorch
 
     def attention(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -126,20 +127,18 @@ def with_plain_attention(model_options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_vae_attention(module: torch.nn.Module, undo: contextlib.ExitStack) -> None:
-    """The same for a VAE, whose attentions know no options."""
+    """The same for a module of a VAE, whose attentions know no options."""
     from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
 
     if isinstance(module, AttnBlock):
         _replace(module, "optimized_attention", pytorch_attention, undo)
 
 
-# -- memory
-# -------------------------------------------------------------------------------------------
-
-
 class SavedBytes:
-    """Counts what autograd keeps for the way back while it is entered, weights left out: `total`
-    bytes, and the `largest` part of them that one block keeps."""
+    """Counts what autograd keeps for the way back while it is entered, weights left out.
+
+    `total` are all bytes, and `largest` is the part of them that one block keeps.
+    """
 
     def __init__(self, network: torch.nn.Module, blocks: Kinds) -> None:
         self._network, self._blocks = network, blocks
@@ -153,7 +152,7 @@ class SavedBytes:
     def __enter__(self) -> SavedBytes:
         self._undo = contextlib.ExitStack()
         self._undo.enter_context(
-            torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+            torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
         )
         for block in (each for each in self._network.modules() if isinstance(each, self._blocks)):
             self._undo.callback(block.register_forward_pre_hook(self._begin).remove)
@@ -170,11 +169,12 @@ class SavedBytes:
         self.largest = max(self.largest, self.total - self._begun.pop())
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        # by storages: views of one tensor are kept once
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        # An output that its own node keeps, as it is, would be a cycle that nothing ever frees.
+        # an output that its own node keeps, as it is, would be a cycle that nothing ever frees
         return tensor.detach()
 
 
@@ -185,20 +185,20 @@ def estimate(
     whole: tuple[int, int],
     run: Callable[[tuple[int, int]], object],
 ) -> Bytes:
-    """Bytes that one picture's way back needs. run(size) calls the network on a part of a latent.
+    """How many bytes one picture's way back needs. run(size) calls the network on a part of a
+    latent.
 
-    Counted on two small parts of the `whole` latent, and from there on in proportion to the area:
-    what the text alone makes does not grow. A checkpointed way back holds what lies between blocks,
-    and one block run again.
+    They are counted on two small parts of the `whole` latent, and grow from there on in proportion
+    to the area. What the text alone makes does not grow.
     """
     height, width = whole
-    found: dict[int, Bytes] = {}
+    bytes_at: dict[int, Bytes] = {}
     for part in (4, 2):
         small = (min(height, max(8, height // part)), min(width, max(8, width // part)))
-        found[small[0] * small[1]] = _counted(
+        bytes_at[small[0] * small[1]] = _counted(
             network, device, blocks, functools.partial(run, small)
         )
-    counts, area = sorted(found.items()), height * width
+    counts, area = sorted(bytes_at.items()), height * width
     (less, fewer), (more, most) = counts[0], counts[-1]
     if more == less:
         return {on: int(most[on] * area / more) for on in most}
@@ -210,7 +210,8 @@ def estimate(
 def _counted(
     network: torch.nn.Module, device: torch.device, blocks: Kinds, run: Callable[[], object]
 ) -> Bytes:
-    found, largest = {}, 0
+    """The bytes of one way back, with checkpointing and without."""
+    needed, largest = {}, 0
     for on in (False, True):
         with (
             differentiable(network, device, on, blocks),
@@ -218,30 +219,36 @@ def _counted(
         ):
             run()
         largest = largest or saved.largest
-        found[on] = saved.total + (largest if on else 0)
-    return found
+        # a checkpointed way back holds what lies between blocks, and one block run again
+        needed[on] = saved.total + (largest if on else 0)
+    return needed
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Whether to checkpoint, what is told of it before memory is spent, and whether it will fit."""
+    """How a way back is to be run."""
 
     checkpointing: bool
     report: str
+    """What people are told of it before memory is spent."""
     fits: bool
+    """Whether it fits into the memory that is free."""
 
 
 def plan(needed: Bytes, free: float, checkpointing: str) -> Plan:
-    """`auto` checkpoints where more than 0.7 of the free memory would be needed without."""
+    """The plan for what is needed and free, in bytes.
+
+    `auto` checkpoints where more than 0.7 of the free memory would be needed without.
+    """
     on = checkpointing == "on" or (checkpointing == "auto" and needed[False] > 0.7 * free)
-    told = (
+    report = (
         f"gradients need about {_size(needed[on])} of {_size(free)} free, checkpointing "
         f"{'on' if on else 'off'}"
     )
     other = f"{_size(needed[not on])} with it {'off' if on else 'on'}"
     fits = needed[on] <= free
     short = "" if fits else "; that may not fit: choose a smaller picture or fewer at once"
-    return Plan(on, f"{told} ({other}){short}", fits)
+    return Plan(on, f"{report} ({other}){short}", fits)
 
 
 def _size(number: float) -> str:

@@ -14,7 +14,7 @@ BlockKey = tuple[str, int, int]
 _STAGES: dict[str, Stage] = {"input": "down", "middle": "mid", "output": "up"}
 FeatureSite = tuple[Kind, Layer, Any]
 """What is reached, its layer, and the module whose output it is."""
-_known: weakref.WeakKeyDictionary[Any, dict[BlockKey, Layer]] = weakref.WeakKeyDictionary()
+_layers: weakref.WeakKeyDictionary[Any, dict[BlockKey, Layer]] = weakref.WeakKeyDictionary()
 
 
 def layers_of(model: Any) -> tuple[Layer, ...]:
@@ -29,16 +29,17 @@ def scales_of(model: Any) -> tuple[int, ...]:
 
 def block_layers(unet: Any) -> dict[BlockKey, Layer]:
     """The layer of every transformer block, by the host's (stage, block, index)."""
-    if unet not in _known:
-        _known[unet] = _walk(unet)
-    return _known[unet]
+    # weakly, so that a model which the host drops is not held by its layers
+    if unet not in _layers:
+        _layers[unet] = _walk(unet)
+    return _layers[unet]
 
 
 def feature_sites(unet: Any) -> list[FeatureSite]:
     """The residual blocks of the network and the blocks that hold them, in their order.
 
-    Of a residual block it is the last layer before its skip is added. `number` counts residual
-    blocks by level. Where every block has an attention, both then have one name.
+    The site of a residual block is its last layer before the skip is added. `number` counts
+    residual blocks by level. Where every block has an attention, both then have one name.
     """
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
@@ -57,7 +58,7 @@ def feature_sites(unet: Any) -> list[FeatureSite]:
 
 
 def _blocks(unet: Any) -> Iterator[tuple[Stage, int, Any, int, int]]:
-    """Every block: its stage, its number in the host, itself, its level, its scale.
+    """Every block with its stage, its number in the host, itself, its level and its scale.
 
     The level counts the resolution changes that the stage has passed before the block.
     """
@@ -79,6 +80,7 @@ def _blocks(unet: Any) -> Iterator[tuple[Stage, int, Any, int, int]]:
 
 
 def _walk(unet: Any) -> dict[BlockKey, Layer]:
+    """The layer of every transformer block, by a walk over the network."""
     names = {stage: name for name, stage in _STAGES.items()}
     layers: dict[BlockKey, Layer] = {}
     numbers: dict[tuple[Stage, int], int] = {}

@@ -32,18 +32,12 @@ from .replay import denoiser
 Conds = list[dict[str, Any]]
 Change = Callable[[torch.Tensor], torch.Tensor]
 _NETWORKS = ("control", "hooks", "gligen")
-"""What of a prompt runs, or changes, networks whose gradients nobody follows here."""
+"""The options of a prompt that run or change networks whose gradients nobody follows here."""
 
 
 @dataclasses.dataclass
 class HostGradients:
     """Implements `core.gradients.Gradients` for the prompt of a guider that is sampling.
-
-    options: the model options of the run. vae: the host's VAE, for energies of pictures. prompt:
-    which of the guider's conds is read, and differentiated. cfg: other than 1, x0 and eps are those
-    of guidance over the negative prompt, at twice the memory. decode_scale: pictures are decoded
-    from latents of so much of the size. checkpointing: `auto`, `on` or `off`. where: who asks, for
-    messages. memory: what was last planned.
 
     Functions of the model that change guidance are not called. Patches of the UNet are, and with
     checkpointing they are called again on the way back.
@@ -51,13 +45,22 @@ class HostGradients:
 
     guider: Any
     options: dict[str, Any]
+    """The model options of the run."""
     vae: Any = None
+    """The host's VAE, for energies of pictures."""
     prompt: str = "positive"
+    """Which of the guider's conds is read, and differentiated."""
     cfg: float = 1.0
+    """Other than 1, x0 and eps are those of guidance over the negative prompt, at twice the
+    memory."""
     decode_scale: float = 1.0
+    """Pictures are decoded from latents of so much of the size."""
     checkpointing: str = "auto"
+    """`auto`, `on` or `off`."""
     where: str = "gradients"
+    """Who asks, for messages."""
     memory: str = dataclasses.field(default="", init=False)
+    """What was last planned."""
 
     def __post_init__(self) -> None:
         self.options = with_plain_attention(self.options)
@@ -86,7 +89,7 @@ class HostGradients:
         wrt: Sequence[Variable] = ("latent",),
         text: torch.Tensor | None = None,
     ) -> Slope:
-        """See `core.gradients.Gradients`."""
+        """The slope of an energy, as `core.gradients.Gradients` has it."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._load(x)
         read = text_of(self.guider.conds[self.prompt]) if text is None else text
@@ -109,23 +112,26 @@ class HostGradients:
     def _denoise(
         self, sigma: float, x: torch.Tensor, text: torch.Tensor, form: Change = torch.clone
     ) -> torch.Tensor:
-        """x0, guided where cfg is not 1. form: of every tensor that is read beside x and the text;
-        the conds' own are inference tensors."""
+        """The network's x0 [B, C, H, W], guided where cfg is not 1.
+
+        `form` makes what is read of every tensor beside x and the text: the conds' own are
+        inference tensors.
+        """
         conds = [with_text(_formed(self.guider.conds[self.prompt], form), text)]
         if self.cfg != 1.0:
             conds.append(_formed(self.guider.conds["negative"], form))
         run, model = comfy.samplers.calc_cond_batch, self.guider.inner_model
 
         def predict(exploding: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-            found = run(model, conds, exploding, sigmas, self.options)
+            answers = run(model, conds, exploding, sigmas, self.options)
             if self.cfg == 1.0:
-                return found[0]
-            return found[1] + self.cfg * (found[0] - found[1])
+                return answers[0]
+            return answers[1] + self.cfg * (answers[0] - answers[1])
 
         return denoiser(predict)(VP.to_host(x, sigma), sigma)
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """IMAGE [B, H, W, 3], of the latent in `decode_scale` of its size."""
+        """IMAGE [B, H, W, 3] of a latent, decoded in `decode_scale` of its size."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         size = self._decoded_size(latent)
         if size != tuple(latent.shape[-2:]):
@@ -165,7 +171,7 @@ class HostGradients:
     def _planned(
         self, x: torch.Tensor, sigma: float, text: torch.Tensor, wrt: Sequence[Variable]
     ) -> bool:
-        """Whether to checkpoint; counted, and told, once for each shape."""
+        """Whether to checkpoint, which is counted and said once for each shape."""
         key = (x.shape, text.shape, tuple(wrt))
         if key not in self._plans:
             parts = [self._unet_bytes(x, sigma, text, wrt)]
@@ -212,7 +218,7 @@ def each_tensor(cond: dict[str, Any], change: Change) -> dict[str, Any]:
 
 
 def _formed(conds: Conds, form: Change) -> Conds:
-    """Conds with every tensor changed, masks too."""
+    """The conds with every tensor changed, masks too."""
     return [
         {**each_tensor(cond, form), **{k: form(cond[k]) for k in ("mask",) if k in cond}}
         for cond in conds
@@ -220,7 +226,7 @@ def _formed(conds: Conds, form: Change) -> Conds:
 
 
 def _corner(held: torch.Tensor, whole: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Of what is as large as the whole latent, a corner."""
+    """A corner of what is as large as the whole latent, and all of anything else."""
     return held[..., : size[0], : size[1]] if tuple(held.shape[-2:]) == whole else held
 
 

@@ -1,4 +1,4 @@
-"""The edit guider: source and targets as rows of one batch, each with its own text and guidance."""
+"""The edit guider, with source and targets as rows of one batch, each under its own text."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _APART = ("control", "area", "mask", "hooks", "gligen")
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Which rows are asked about.
-
-    cond, uncond: slices of the batch, uncond None where guidance needs none; joint: both in one
-    call of all rows, what nobody reads left out inside of it; apart: each in a call of its own.
-    """
+    """Which rows are asked about."""
 
     cond: slice
+    """The rows of the batch under their own texts."""
     uncond: slice | None
+    """The rows under unconditional texts; None where guidance needs none."""
     joint: bool = False
+    """Both in one call of all rows. What nobody reads is left out inside of it."""
     apart: bool = False
+    """Each in a call of its own."""
 
     @property
     def together(self) -> bool:
@@ -59,18 +59,18 @@ class _Plan:
 
 
 class EditGuider(RowsGuider):
-    """Denoises [source rows; rows of target 0; rows of target 1; ...], as many of each as there are
-    pictures.
+    """Denoises [source rows; rows of target 0; rows of target 1; ...], each of B pictures.
 
-    What happens in a step, `core/step.py` says; the guider asks the network for it. Only the rows
-    that somebody reads are run. For one target, a picture and a step:
-    * plain DDIM, null-text: source and target, conditional and unconditional (4 rows);
-    * negative-prompt: guidance cancels on the source row, so it needs no unconditional row (3);
-    * direct: the source row is known, and run only while a controller reads it (3, then 2).
+    `core/step.py` says what happens in a step, and the guider asks the network for it. Only the
+    rows that somebody reads are run. For one target, a picture and a step they are:
+
+    * plain DDIM, null-text: source and target, conditional and unconditional (4 rows)
+    * negative-prompt: guidance cancels on the source row, so it needs no unconditional row (3)
+    * direct: the source row is known, and run only while a controller reads it (3, then 2)
+
     A controller that reads the unconditioned source too (MasaCtrl) has it run while its window is
-    open (4).
-
-    `economy` off runs every row always, to compare. `rows_run` counts the rows of the last run.
+    open (4). `economy` off runs every row always, to compare. `rows_run` counts the rows of the
+    last run.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class EditGuider(RowsGuider):
         self.set_cfg(cfg)
 
     def _prepare(self, correction: str) -> None:
-        """The step and the texts under a correction's name."""
+        """Makes the step and the texts under a correction's name."""
         chosen = correction_for(self.trajectory, correction)
         self.step = EditStep(self.trajectory, chosen, self.guidance, rule_for(self.trajectory))
         self._prepared = correction
@@ -147,8 +147,11 @@ class EditGuider(RowsGuider):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """One run; refuses samplers that would leave the trajectory, noise masks, and latents of
-        another size."""
+        """The samples of one run.
+
+        Raises PivotError for samplers that would leave the trajectory, for noise masks, and for
+        latents of another size.
+        """
         sampler = self._replaying(sampler)
         if denoise_mask is not None:
             raise PivotError(
@@ -223,13 +226,16 @@ class EditGuider(RowsGuider):
         model_options: dict[str, Any] | None = None,
         seed: Any = None,
     ) -> torch.Tensor:
-        """denoised [(1 + targets) B, C, H, W] of [source; targets] rows."""
+        """The guided x0 [(1 + targets) * B, C, H, W] of [source; targets] rows."""
         return self._predict(x, timestep, model_options or {}).denoised
 
     def _predict(
         self, x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any]
     ) -> Prediction:
-        """The options are the run's own dict all the time: other packs keep their state in it."""
+        """The guided answer for x in the host's space, without wrappers.
+
+        The options are the run's own dict all the time, because other packs keep state in it.
+        """
         run = run_of(options)
         if run is None:
             raise PivotError(
@@ -264,8 +270,10 @@ class EditGuider(RowsGuider):
         place: Place,
         rows: slice,
     ) -> torch.Tensor:
-        """Guidance of a slice of the rows as the host does it, other packs' functions before, in
-        and after it included."""
+        """The guided x0 of a slice of the rows, as the host makes it.
+
+        Other packs' functions before, in and after guidance are called.
+        """
         positive = "target" if rows.start else "positive"
         conds = [self.conds[positive], self.unconds.at(self.conds, place, rows)]
         predicted, at = [cond[rows], uncond[rows]], timestep[rows]
@@ -303,8 +311,7 @@ class EditGuider(RowsGuider):
         place: Place,
         plan: _Plan,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Conditional and unconditional denoised of all rows; rows that nobody reads are left as
-        x."""
+        """The conditional and the unconditional x0 of all rows, with x where nobody reads them."""
         positive = self.conds["target" if plan.cond.start else "positive"]
         cond = x.clone()
         if plan.together and not plan.apart:
@@ -324,6 +331,7 @@ class EditGuider(RowsGuider):
         return cond, uncond
 
     def _plan(self, options: dict[str, Any], place: Place, asked: set[Reads]) -> _Plan:
+        """The rows to ask about at a place, where `asked` is what the controllers read."""
         whole, targets = slice(0, self._size), self._target_rows
         read = self.step.source_reads(place, self.cfg, asked) if self.economy else (True, True)
         cond, uncond = (whole if source else targets for source in read)
@@ -342,11 +350,13 @@ class EditGuider(RowsGuider):
         return not plain or bool(options.get("disable_cfg1_optimization"))
 
     def _separable(self, options: dict[str, Any]) -> bool:
-        """Whether single rows may be left out inside the network: nothing else counts on chunks of
-        equal size."""
+        """Whether single rows may be left out inside the network.
+
+        They may where nothing else counts on chunks of equal size.
+        """
         transformer = options.get("transformer_options", {})
-        others = ("patches", "patches_replace", "optimized_attention_override")
-        if "model_function_wrapper" in options or any(transformer.get(name) for name in others):
+        slots = ("patches", "patches_replace", "optimized_attention_override")
+        if "model_function_wrapper" in options or any(transformer.get(name) for name in slots):
             return False
         texts = [cond for each in self.conds.values() for cond in each]
         return not any(cond.get(name) is not None for cond in texts for name in _APART)
@@ -360,7 +370,7 @@ class EditGuider(RowsGuider):
         rows: slice,
         plan: _Plan,
     ) -> list[torch.Tensor]:
-        """The host's own batch of conditional and unconditional texts over a slice of the rows."""
+        """The answers of the host's own batch of both texts over a slice of the rows."""
         skipped = range(plan.uncond.start) if plan.joint and plan.uncond else range(0)
         unread = frozenset((row, False) for row in skipped)
         asked = rows.stop - rows.start
@@ -383,8 +393,10 @@ class EditGuider(RowsGuider):
             )
 
     def _rows(self, rows: slice) -> tuple[Row, ...]:
-        """What the rows of a slice are; a target's source is named only when it is in the same
-        slice."""
+        """What the rows of a slice are.
+
+        A target's source is named only when it is in the same slice.
+        """
         batch = self.trajectory.batch
         return tuple(_row(index, batch, rows.start) for index in range(rows.start, rows.stop))
 

@@ -21,17 +21,18 @@ _CACHES = {"EasyCacheHolder": "EasyCache", "LazyCacheHolder": "LazyCache"}
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """A mechanism that is refused. recognised(transformer_options, model_options): whether it is
-    there."""
+    """A mechanism that is refused."""
 
     title: str
     expected: str
     do: str
     recognised: Callable[[dict[str, Any], dict[str, Any]], bool]
+    """recognised(transformer_options, model_options): whether it is there."""
 
 
 def _by_patch(slot: str, begins: str) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """Known by the qualified name of a patch, in the list `slot` or in the replaced sites."""
+    """A test for a patch whose qualified name begins so, in the lists of a slot or in place of
+    it."""
 
     def recognised(options: dict[str, Any], model_options: dict[str, Any]) -> bool:
         return any(
@@ -49,8 +50,7 @@ def _patches(options: dict[str, Any], slot: str) -> Iterator[Any]:
 
 
 def _names(patch: Any) -> Iterator[str]:
-    """The qualified names of a patch: of a function, of an object's class, and of what either
-    wraps."""
+    """The qualified names of a patch, which is a function or an object, and of what it wraps."""
     yield getattr(patch, "__qualname__", "") or type(patch).__qualname__
     for wrapped in ("func", "function", "__wrapped__"):
         inner = getattr(patch, wrapped, None)
@@ -59,7 +59,7 @@ def _names(patch: Any) -> Iterator[str]:
 
 
 def _tiled(options: dict[str, Any], model_options: dict[str, Any]) -> bool:
-    """Known by its flag, or by the class of the function around the model."""
+    """Whether a model runs in tiles, by its flag or by the class of the function around it."""
     wrapper = model_options.get("model_function_wrapper")
     classes = {kind.__name__ for kind in type(wrapper).__mro__}
     return bool(model_options.get("tiled_diffusion")) or bool(classes & _TILED)
@@ -102,8 +102,8 @@ NEIGHBOURS = (
 def check_neighbours(options: dict[str, Any], model_options: dict[str, Any] | None = None) -> None:
     """Raise PivotError that names another pack's mechanism beside which no control can be right.
 
-    options: the transformer_options of a UNet call or of a model; model_options: the model's, where
-    mechanisms around the whole model are to be seen.
+    options are the transformer_options of a UNet call or of a model. model_options are the model's,
+    where mechanisms around the whole model are to be seen.
     """
     for neighbour in NEIGHBOURS:
         if neighbour.recognised(options, model_options or {}):
@@ -112,19 +112,20 @@ def check_neighbours(options: dict[str, Any], model_options: dict[str, Any] | No
 
 
 def check_edit_model(model: Any, where: str) -> None:
-    """Raise PivotError for a model that skips steps: the picture would not come back.
+    """Raise PivotError for a model that skips steps, because the picture would not come back.
 
-    Measured on random weights, 10 steps, threshold 0.2: nothing fails, and the source row is 7 of
-    100 off under plain DDIM and 2 to 4 under negative_prompt, which is exact without.
+    It was measured on random weights, with 10 steps and a threshold of 0.2. Nothing fails, and the
+    source row is 7 of 100 off under plain DDIM. It is 2 to 4 off under negative_prompt, which is
+    exact without.
     """
     options = model.model_options.get("transformer_options", {})
     _check_cached(options, where, "Connect the edit before it: the model from before {}.")
 
 
 def check_inversion_model(model: Any, where: str) -> None:
-    """Raise PivotError for a model that skips steps: no inversion can be exact.
+    """Raise PivotError for a model that skips steps, because no inversion could be exact.
 
-    The stock caches also take it that noise falls from step to step; it rises in an inversion, so
+    The stock caches also take it that noise falls from step to step. It rises in an inversion, so
     that the window is left at its noisy end and the host's code fails with a bare TypeError.
     """
     options = model.model_options.get("transformer_options", {})
@@ -146,7 +147,7 @@ def check_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: str) ->
     """Raise PivotError where keys or values have other batch rows than queries.
 
     Normalised attention guidance of ChenDarYen's kind appends rows of its negative prompt to the
-    text behind everybody's back; what they are no controller can know.
+    text behind everybody's back. No controller can know what they are.
     """
     if not len(q) == len(k) == len(v):
         raise PivotError(

@@ -2,7 +2,7 @@
 
 The wrapper around the UNet sees the patches exactly as every other pack has left them, whether they
 were applied before or after ours. Where a controller wants a site now, the dispatcher takes the
-slot and calls the previous occupant as the inner attention; everywhere else the host's own path is
+slot and calls the previous occupant as the inner attention. Everywhere else the host's own path is
 left alone. Features are reached by forward hooks, for the length of the call too.
 """
 
@@ -47,8 +47,10 @@ Patch = Callable[..., torch.Tensor]
 
 
 def add_controller(model: Any, controller: Controller) -> Any:
-    """A clone of the model with the controller appended to its chain; the model itself is left as
-    it was."""
+    """A clone of the model with the controller appended to its chain.
+
+    The model itself is left as it was.
+    """
     clone = watched(model)
     options = clone.model_options.setdefault("transformer_options", {})
     options[CONTROLLERS] = in_order((*options.get(CONTROLLERS, ()), controller))
@@ -56,8 +58,7 @@ def add_controller(model: Any, controller: Controller) -> Any:
 
 
 def watched(model: Any) -> Any:
-    """A clone of the model whose runs are runs of ours: the wrappers of this room are around
-    them."""
+    """A clone of the model with the wrappers of this room around its runs."""
     from comfy.patcher_extension import WrappersMP
 
     clone = model.clone()
@@ -80,8 +81,10 @@ def _around_unet(
     options: Any,
     **kw: Any,
 ) -> Any:
-    """The wrapper: within a run of ours, the call runs on patched options and without the rows that
-    nobody reads; otherwise as it is.
+    """The wrapper around a call of the UNet.
+
+    Within a run of ours the call has patched options, and leaves out the rows that nobody reads.
+    Otherwise it is left as it is.
 
     A compiled network (Torch Compile Model) runs uncompiled here. It drops every guard on its
     options, so that the graph traced at one step would serve all others, with that step's edits.
@@ -101,7 +104,8 @@ def _controlled(
     options: dict[str, Any],
     kw: dict[str, Any],
 ) -> Any:
-    """The network under the controllers of a run; inputs: x, timesteps, context, y."""
+    """The network's answer to `inputs` (x, timesteps, context, y) under the controllers of a
+    run."""
     call, count = _UnetCall(run, executor.class_obj, options), len(inputs[0])
     read = call.read_rows(count)
     if read is None or control is not None:
@@ -116,7 +120,7 @@ def _controlled(
 
 
 def _rows_of(value: Any, chosen: torch.Tensor, rows: int) -> Any:
-    """Some rows of what a UNet is given; what holds no row for each is left as it is."""
+    """Some rows of an input of a UNet, and all of one that does not hold a row for each."""
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
         return value.index_select(0, chosen)
     return value
@@ -132,7 +136,7 @@ class _UnetCall:
         self.place = run.place(options["sigmas"])
 
     def read_rows(self, count: int) -> list[int] | None:
-        """The rows of the call that somebody reads; None where that is all of them."""
+        """The rows of the call that somebody reads, or None where that is all of them."""
         rows = _rows_of_call(self.run, self.options)
         part = len(self.run.rows)
         read = [i for i, row in enumerate(rows) if (i % part, row.cond) not in self.run.unread]
@@ -142,8 +146,11 @@ class _UnetCall:
     def patched(
         self, context: torch.Tensor, read: list[int] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The options with a dispatcher at every site of attention where some controller is at work
-        now, and hooks at sites of features, for the length of the call."""
+        """The options with dispatchers in them, while features are hooked for the length of the
+        call.
+
+        Only sites where some controller is at work now have a dispatcher or a hook.
+        """
         rows = _rows_of_call(self.run, self.options)
         rows = rows if read is None else _selected(rows, read)
         replace = dict(self.options.get("patches_replace", {}))
@@ -171,8 +178,10 @@ class _UnetCall:
             yield {**self.options, "patches_replace": replace}
 
     def _texts(self, context: torch.Tensor, read: list[int] | None) -> dict[int, tuple[int, ...]]:
-        """The lengths of the rows' texts, by the number of columns that they are repeated to. The
-        conditionings of a chunk stay the same in a run, so that each is looked at once."""
+        """The lengths of the rows' texts, by the number of columns that they are repeated to.
+
+        The conditionings of a chunk stay the same in a run, so that each is looked at once.
+        """
         rows, columns = context.shape[:2]
         names = tuple(self.options.get("uuids", ()))
         key = (names, self.run.rows, None if read is None else tuple(read), rows, columns)
@@ -187,7 +196,7 @@ class _UnetCall:
 
 
 def _selected(rows: tuple[Row, ...], read: list[int]) -> tuple[Row, ...]:
-    """Some rows of a call, their sources where they now are."""
+    """Some rows of a call, each with its source's new number."""
     now = {row: index for index, row in enumerate(read)}
     return tuple(
         dataclasses.replace(
@@ -256,10 +265,12 @@ class _Dispatcher:
         return out
 
     def _nobody_keeps(self, extra: dict[str, Any]) -> bool:
-        """Whether keys and values are this call's alone: another pack's patch or attention may have
-        kept them."""
-        others = self.previous is not None or "optimized_attention_override" in extra
-        return self.kind == "self" and not others and not torch.is_grad_enabled()
+        """Whether keys and values are this call's alone.
+
+        Another pack's patch or attention may have kept them.
+        """
+        shared = self.previous is not None or "optimized_attention_override" in extra
+        return self.kind == "self" and not shared and not torch.is_grad_enabled()
 
     def _call(self, q: Any, k: Any, v: Any, extra: dict[str, Any], fused: Fused) -> AttentionCall:
         height, width = extra["activations_shape"][-2:]
@@ -294,8 +305,11 @@ class _Dispatcher:
 
 
 def _release(*projected: torch.Tensor) -> None:
-    """Free keys and values. The host's block keeps them in its frame through the feed-forward,
-    where its peak of memory is, whenever a slot is filled; nothing reads them again."""
+    """Free keys and values, which nothing reads again.
+
+    Whenever a slot is filled, the host's block keeps them in its frame through the feed-forward,
+    where its peak of memory is.
+    """
     for each in projected:
         each.set_()
 
@@ -311,8 +325,8 @@ def _host_attention(
     extra: dict[str, Any],
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The host's attention exactly as its transformer block calls it, overrides of other packs
-    included."""
+    """The host's attention exactly as its transformer block calls it, with overrides of other
+    packs."""
     from comfy.ldm.modules.attention import optimized_attention
 
     if bias is not None:

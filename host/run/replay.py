@@ -22,12 +22,15 @@ from ...inversion import AUTO, correction_for, rule_for
 from .runs import OwnSampler, RowsGuider, run_of
 
 Show = Callable[[int, torch.Tensor, torch.Tensor, int], object]
-"""show(i, denoised, x, steps): a preview after step i."""
+"""A function show(i, denoised, x, steps) for a preview after step i."""
 
 
 def denoiser(predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Denoise:
     """The one model contract, denoise(X, sigma) -> x0, over a prediction that takes a sigma for
-    every row; interruptible."""
+    every row.
+
+    People can interrupt it.
+    """
 
     def denoise(host: torch.Tensor, sigma: float) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -37,14 +40,14 @@ def denoiser(predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> D
 
 
 class ReplaySampler(OwnSampler):
-    """An inversion's steps from noise to the picture, on [source; targets] rows.
+    """Takes an inversion's steps from noise to the picture, on [source; targets] rows.
 
-    correction: a method's name, or auto for what the guider says. Under a plain guider the
+    The correction is a method's name, or auto for what the guider says. Under a plain guider the
     correction is the sampler's own, and can only set source rows.
     """
 
     needs_noise = False
-    """Whether the run must be given the trajectory's noise; where not, none may be given, too."""
+    """Whether the run must be given the trajectory's noise. Where not, it may be given none."""
     where = "Inversion Parts sampler"
 
     def __init__(self, trajectory: Trajectory, correction: str = AUTO) -> None:
@@ -62,7 +65,7 @@ class ReplaySampler(OwnSampler):
         denoise_mask: Any = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
-        """The samples; refuses noise that is not the trajectory's."""
+        """The samples. Raises PivotError for noise that is not the trajectory's."""
         step = self._step(model_wrap)
         self._check_levels(sigmas, step)
         if self.needs_noise or bool(noise.any()):
@@ -131,8 +134,8 @@ class ReplaySampler(OwnSampler):
         sigma = step.moments[0].sigma
         start = step.start(len(latent_image) // self.trajectory.batch).to(noise)
         begins = step.path.noised(latent_image.to(noise), noise, sigma)
-        wanted = step.path.to_host(start, sigma)
-        if not torch.allclose(begins, wanted, rtol=0.0, atol=1e-3 * float(wanted.abs().max())):
+        pivot = step.path.to_host(start, sigma)
+        if not torch.allclose(begins, pivot, rtol=0.0, atol=1e-3 * float(pivot.abs().max())):
             raise PivotError(
                 "the inversion's own noise",
                 "other noise" if bool(noise.any()) else "none",
@@ -143,8 +146,11 @@ class ReplaySampler(OwnSampler):
 
 
 class StockEuler(ReplaySampler):
-    """The stock euler sampler under the Edit Guider: in the host's space DDIM's step is Euler's, so
-    the replay's own steps take its place, exactly, and end in the papers' coordinates."""
+    """Stands for the stock euler sampler under the Edit Guider.
+
+    In the host's space DDIM's step is Euler's. So the replay's own steps take its place, exactly,
+    and end in the papers' coordinates.
+    """
 
     needs_noise = True
     where = "Edit Guider"
@@ -159,7 +165,7 @@ def is_stock_euler(sampler: Any) -> bool:
 def _predicted(
     guider: Any, step: EditStep, x: torch.Tensor, now: Moment, extra_args: dict[str, Any]
 ) -> Prediction:
-    """One prediction at latents x, interruptible."""
+    """The prediction at latents x, which people can interrupt."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     host = step.path.to_host(x, now.sigma)
     sigmas = host.new_full((len(host),), now.sigma)

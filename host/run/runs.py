@@ -2,7 +2,7 @@
 shown.
 
 A run is born and dropped around the host's own sampling (WrappersMP.OUTER_SAMPLE), so that an
-interrupt or an error leaves nothing behind. A guider of ours says what its rows are; under a plain
+interrupt or an error leaves nothing behind. A guider of ours says what its rows are. Under a plain
 guider they follow from the prompts: a positive conditioning of 1 + n rows (Rows for KSampler) makes
 groups of one source and n targets.
 """
@@ -29,12 +29,10 @@ _NOISY = re.compile(r"ancestral|_sde|sde_|ddpm|lcm|seeds_|sa_solver")
 
 
 class RowsGuider(comfy.samplers.CFGGuider):
-    """A guider that knows what the rows of its batch are, and hosts steps of an edit.
-
-    step: what such a step consists of.
-    """
+    """A guider that knows what the rows of its batch are, and hosts steps of an edit."""
 
     step: EditStep
+    """What such a step consists of."""
 
     def batch_rows(self) -> tuple[Row, ...]:
         """What each row of the sampler's batch is."""
@@ -48,8 +46,11 @@ class RowsGuider(comfy.samplers.CFGGuider):
 
 
 class OwnSampler(comfy.samplers.Sampler):
-    """A loop of ours in the host's place for samplers. It gets what the host hands over, without
-    what such a loop has no use for, and says itself when a step is over."""
+    """A loop of ours in the host's place for samplers.
+
+    It gets what the host hands over, without what such a loop has no use for. It says itself when a
+    step is over.
+    """
 
     def sample(
         self,
@@ -80,10 +81,13 @@ class OwnSampler(comfy.samplers.Sampler):
 class Run:
     """What is remembered while a run goes on.
 
-    states: each controller with its state; rows: of the sampler's batch, or of the part of it that
-    is evaluated now (`evaluating`); latent: (height, width); positive: the uuids of conditioned
-    texts; own_steps: the sampler says itself when a step is over; levels: the run's, descending;
-    texts: the lengths of the texts of the calls so far.
+    * `states` are the controllers, each with its state.
+    * `rows` are those of the sampler's batch, or of the part that is evaluated now (`evaluating`).
+    * `latent` is the latent's (height, width).
+    * `levels` are the run's, descending.
+    * `positive` are the uuids of conditioned texts.
+    * `own_steps` says that the sampler says itself when a step is over.
+    * `texts` are the lengths of the texts of the calls so far.
     """
 
     def __init__(
@@ -113,13 +117,15 @@ class Run:
         return self._indices[rows, device]
 
     def place(self, sigmas: torch.Tensor) -> Place:
-        """Where the run is: as it was said by `at`, else the place of a sigma by its value, which
-        waits for the device that `sigmas` is on."""
+        """The place where the run is: what `at` has said, else that of the first of `sigmas`.
+
+        A look at `sigmas` waits for their device.
+        """
         return self.now or place_of(float(sigmas[0]), self.levels)
 
     @contextlib.contextmanager
     def at(self, place: Place | None) -> Iterator[None]:
-        """While it is entered, the run is at a place; None where that must be read off sigmas."""
+        """While it is entered, the run is at a place. With None that must be read off sigmas."""
         before, self.now = self.now, place
         try:
             yield
@@ -130,8 +136,10 @@ class Run:
     def evaluating(
         self, rows: tuple[Row, ...], unread: frozenset[tuple[int, bool]] = frozenset()
     ) -> Iterator[None]:
-        """While it is entered, the network is asked about these rows; `unread` are those (index,
-        conditioned) whose answer nobody reads."""
+        """While it is entered, the network is asked about these rows.
+
+        `unread` are those (index, conditioned) whose answer nobody reads.
+        """
         before = self.rows, self.unread
         self.rows, self.unread = rows, unread
         try:
@@ -146,12 +154,14 @@ class Run:
         return x
 
     def is_cond(self, index: int, uuid: Any) -> bool:
-        """Whether a chunk of a UNet call is conditioned: it reads one of the positive texts. Under
-        the host's own guidance their index is 0, where no text says who it is."""
+        """Whether a chunk of a UNet call is conditioned, that is, reads one of the positive texts.
+
+        Where no text says who it is, the index tells, which is 0 under the host's own guidance.
+        """
         return uuid in self.positive if uuid is not None and self.positive else index == 0
 
     def finish(self, samples: torch.Tensor) -> None:
-        """Let controllers keep what is to be shown of the finished samples."""
+        """Lets controllers keep what is to be shown of the finished samples."""
         for controller, state in self.states:
             controller.finish(samples, self.rows, state)
 
@@ -218,10 +228,12 @@ def around_run(
 def around_prediction(
     executor: Any, x: torch.Tensor, timestep: Any, model_options: Any, *args: Any, **kw: Any
 ) -> Any:
-    """The wrapper around one model evaluation: the step before it is over, and what the sampler
-    evaluates is set to what the controllers make of it. Stock samplers offer no other place after a
-    step; they evaluate their own latents (and, of second order, a trial step's), so that setting
-    them in place is setting the sampler's."""
+    """The wrapper around one model evaluation.
+
+    The step before it is over, and what the sampler evaluates is set to what the controllers make
+    of it. Stock samplers offer no other place after a step. They evaluate their own latents (and,
+    of second order, a trial step's), so that setting them in place is setting the sampler's.
+    """
     run = run_of(model_options)
     if run is not None and not run.own_steps:
         now = run.place(timestep)
@@ -234,15 +246,19 @@ def around_prediction(
 
 
 def positive_texts(guider: Any) -> frozenset[Any]:
-    """The uuids of the positive conditioning's texts. Guiders may run texts under any number
-    (DualCFGGuider runs the negative as number 0), and other packs further texts of their own."""
+    """The uuids of the positive conditioning's texts.
+
+    Guiders may run texts under any number (DualCFGGuider runs the negative as number 0), and other
+    packs run further texts of their own.
+    """
     names = ("positive", "target") if isinstance(guider, RowsGuider) else ("positive",)
     conds = [cond for name in names for cond in guider.conds.get(name) or ()]
     return frozenset(cond["uuid"] for cond in conds if "uuid" in cond)
 
 
 def _plain_rows(guider: Any, controllers: tuple[Controller, ...], batch: int) -> tuple[Row, ...]:
-    """The rows of a plain guider's batch: groups as long as the positive conditioning has rows."""
+    """The rows of a plain guider's batch, in groups as long as the positive conditioning has
+    rows."""
     group = _group_size(guider)
     if group > 1:
         if batch % group:
@@ -301,7 +317,7 @@ def sampler_name(sampler: Any) -> str:
 
 
 def _check_deterministic(sampler: Any, title: str) -> None:
-    """Refuse by name samplers that add noise of their own to every row: source and target would
+    """Refuse by name the samplers that draw noise for every row, because source and target would
     part."""
     name = sampler_name(sampler)
     if _NOISY.search(name) or "churn" in name:

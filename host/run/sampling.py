@@ -1,5 +1,5 @@
-"""Whole runs: an inversion, and its replay as an edit, so that loading, hooks, previews and
-clean-up stay the host's."""
+"""Whole runs: an inversion, and its replay as an edit. Loading, hooks, previews and clean-up stay
+the host's."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ from .runs import OwnSampler, controllers_of
 
 
 class InversionSampler(OwnSampler):
-    """Runs an inversion; its result is the noise. What else comes of it is handed to `finished`:
-    the inverted latents, and the residual of every step where the method measures one."""
+    """Runs an inversion, whose result is the noise.
+
+    What else comes of it is handed to `finished`: the inverted latents, and the residual of every
+    step where the method measures one.
+    """
 
     def __init__(
         self,
@@ -70,8 +73,10 @@ def preview(model: Any, steps: int) -> Any:
 
 
 def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor:
-    """The samples [B, C, H, W] of a LATENT; PivotError for NaN, nested latents or a wrong channel
-    count."""
+    """The samples [B, C, H, W] of a LATENT.
+
+    Raises PivotError for NaN, for nested latents, and for a wrong number of channels.
+    """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         raise PivotError(
@@ -98,7 +103,7 @@ def run_inversion(
     negative: Conditioning | None = None,
     cfg: float = 1.0,
 ) -> tuple[Trajectory, list[torch.Tensor]]:
-    """Inversion of a LATENT under its source conditioning, and every step's residual where the
+    """The inversion of a LATENT under its source conditioning, and every step's residual where the
     method has one."""
     where = "DDIM Inversion"
     check_unet(model, where)
@@ -159,17 +164,21 @@ def _check_guided(negative: Conditioning | None, cfg: float, where: str) -> None
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """What an edit gives: LATENT samples on the host's scale, edited [targets * B, C, H, W] and
-    reconstructed [B, C, H, W], and UNet rows run per step and picture."""
+    """What an edit gives, with LATENT samples on the host's scale."""
 
     edited: torch.Tensor
+    """[targets * B, C, H, W]"""
     reconstructed: torch.Tensor
+    """[B, C, H, W]"""
     rows_per_step: float
+    """The rows of the UNet that were run per step and picture."""
 
 
 def run_edit(guider: Any, watch: Callable[[torch.Tensor], object] = lambda x: None) -> Edit:
-    """Replay an inversion under an EditGuider. watch(x) sees the rows after every step, in the
-    papers' coordinates."""
+    """Replay an inversion under an EditGuider.
+
+    watch(x) sees the rows after every step, in the papers' coordinates.
+    """
     model, trajectory = guider.model_patcher, guider.trajectory
     batch, sigmas = trajectory.batch, guider.step.descending
     latent = clean_rows(model, trajectory, guider.targets)
@@ -181,14 +190,17 @@ def run_edit(guider: Any, watch: Callable[[torch.Tensor], object] = lambda x: No
         callback=_targets_first(preview(model, len(sigmas) - 1), batch, watch),
         seed=0,
     )
+    # where stock samplers leave theirs
     rows = rows.to(comfy.model_management.intermediate_device())
     rows_per_step = guider.rows_run / ((len(sigmas) - 1) * batch)
     return Edit(rows[batch:], rows[:batch], rows_per_step)
 
 
 def _targets_first(callback: Any, batch: int, watch: Callable[[torch.Tensor], object]) -> Any:
-    """A callback whose preview shows the last target instead of the source; `watch` sees the rows
-    in their order."""
+    """A callback whose preview shows the last target instead of the source.
+
+    `watch` sees the rows in their order.
+    """
 
     def after_step(i: int, denoised: torch.Tensor, x: torch.Tensor, steps: int) -> None:
         watch(x)
@@ -198,14 +210,12 @@ def _targets_first(callback: Any, batch: int, watch: Callable[[torch.Tensor], ob
 
 
 def clean_rows(model: Any, trajectory: Trajectory, targets: int = 1) -> torch.Tensor:
-    """The inverted picture on the host's latent scale, once for the source and once for each
-    target's rows."""
+    """The inverted picture on the host's latent scale, for the source and for each target."""
     return model.model.process_latent_out(torch.cat([trajectory.latents[0]] * (1 + targets)))
 
 
 class TrajectoryNoise:
-    """ComfyUI's NOISE: what a stock sampler adds to the latent so that it starts from the
-    inversion's noise."""
+    """ComfyUI's NOISE, under which a stock sampler starts from the inversion's noise."""
 
     seed = 0
 
@@ -219,5 +229,6 @@ class TrajectoryNoise:
         self.trajectory.check_matches(samples[:batch], "Inversion Parts noise")
         sigma, path = float(self.trajectory.sigmas[-1]), PATHS[self.trajectory.path]
         end = path.to_host(torch.cat([self.trajectory.noise] * (len(samples) // batch)), sigma)
+        # the host leaves an empty latent unshifted, and so do we
         start = self.model.model.process_latent_in(samples) if samples.count_nonzero() else samples
         return (end - start.to(end)) / sigma

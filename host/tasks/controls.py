@@ -11,7 +11,7 @@ from ..run.patching import add_controller
 
 
 def controlled(model: Any, options: ControlOptions) -> tuple[Any, str]:
-    """The model under the controller that the options are of, and what it does, in words."""
+    """The model under the controller that the options describe, and what it does, in words."""
     check_unet(model, options.where())
     controller, note = options.build(ModelFacts(layers_of(model), scales_of(model)))
     return add_controller(model, controller), note

@@ -1,5 +1,4 @@
-"""The edit as one call: trajectory and prompts in, edited and reconstructed LATENT out, and the
-mask used."""
+"""The edit as one call, from trajectory and prompts to the edited and the reconstructed LATENT."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ def edit_guider(
     correction: str,
     guidance: Guidance | None = None,
 ) -> EditGuider:
-    """The GUIDER of an edit under a correction method's name, and a guidance rule (default:
-    plain)."""
+    """The GUIDER of an edit under a correction method's name and a guidance rule, plain by
+    default."""
     return EditGuider(model, trajectory, source, target, negative, cfg, correction, guidance)
 
 
@@ -44,16 +43,17 @@ def edit(
     correction: str,
     guidance: Guidance | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str, torch.Tensor]:
-    """Edited LATENT, reconstructed LATENT, a report of what was run, and the mask of a local
+    """The edited LATENT, the reconstructed LATENT, a report of the run, and the mask of a local
     blend."""
     guider = edit_guider(model, trajectory, source, target, negative, cfg, correction, guidance)
     result = run_edit(guider)
     rule = f", {guidance.title}" if guidance else ""
-    made = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
+    settings = f"{trajectory.steps} steps, cfg {cfg:g}, {guider.correction.name}{rule}"
     remark = guider.correction.remark(
         trajectory, guider.source_cfg, conditioning_fingerprint(negative)
     )
-    report = f"{made}, {result.rows_per_step:.2f} UNet rows a step{f'; {remark}' if remark else ''}"
+    cost = f"{result.rows_per_step:.2f} UNet rows a step"
+    report = f"{settings}, {cost}{f'; {remark}' if remark else ''}"
     mask = blend_mask(model, result.edited)
     return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask
 
@@ -61,12 +61,15 @@ def edit(
 def replay(
     model: Any, trajectory: Trajectory, source: Conditioning, negative: Conditioning | None = None
 ) -> torch.Tensor:
-    """The picture again at the inversion's own guidance, without edit or correction: samples [B, C,
-    H, W] on the host's scale."""
+    """The picture again at the inversion's own guidance, without edit or correction.
+
+    Returns samples [B, C, H, W] on the host's scale.
+    """
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(source, source if negative is None else negative)
     guider.set_cfg(trajectory.guidance)
     latent = model.model.process_latent_out(trajectory.latents[0])
+    # no noise, because the sampler starts from the trajectory's own
     sampler = ReplaySampler(trajectory, Uncorrected.name)
     callback = preview(model, trajectory.steps)
     samples: torch.Tensor = guider.sample(

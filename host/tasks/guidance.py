@@ -14,13 +14,13 @@ PRESETS: dict[str, Proximal] = {
     "proxnpi_pie_bench": Proximal("soft", 0.75, population="legacy"),
     "proxmasactrl": Proximal("soft", 0.6, source_cfg=1.0),
 }
-"""The papers' settings as their public code runs them: README's ProxNPI; the runner of PIE-Bench,
-which asks for inversion guidance and never passes it on; README's ProxMasaCtrl. recon_t = 400 of
-1000 is the last 0.4 of the steps."""
+"""The papers' settings as their public code runs them: README's ProxNPI, the runner of PIE-Bench
+and README's ProxMasaCtrl. The runner asks for inversion guidance and never passes it on. recon_t =
+400 of 1000 is the last 0.4 of the steps."""
 
 
 def guidance(preset: str, operator: str, source_cfg: float, **inputs: Any) -> Guidance:
-    """A preset, or the rule of the other inputs. source_cfg 0 is the targets' cfg."""
+    """A preset, or the rule that the other inputs describe. source_cfg 0 is the targets' cfg."""
     if preset != CUSTOM:
         return PRESETS[preset]
     scale = source_cfg or None

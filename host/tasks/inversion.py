@@ -34,8 +34,10 @@ def invert_latent(
     negative: Conditioning | None = None,
     cfg: float = 1.0,
 ) -> tuple[Trajectory, float, str]:
-    """The trajectory of a LATENT, its reconstruction PSNR in latent space (dB, at the inversion's
-    cfg; 0 unchecked), a report."""
+    """The trajectory of a LATENT, the PSNR of its reconstruction, and a report.
+
+    The PSNR is in dB in latent space, at the inversion's cfg, and 0 where it was not checked.
+    """
     trajectory, residuals = run_inversion(
         model, latent, source, steps, end, inverter, negative, cfg
     )
@@ -49,6 +51,7 @@ def invert_latent(
 
 
 def _residual(residuals: list[torch.Tensor]) -> str:
+    """The residuals of the steps in words, for methods that measure them."""
     if not residuals:
         return ""
     worst = torch.stack(residuals).amax(1)
@@ -85,7 +88,7 @@ class InversionParts:
                 "Set it to the number of target prompts.",
                 "Inversion Parts",
             )
-        correction_for(trajectory, correction)
+        correction_for(trajectory, correction)  # refuses here what would fail in the sampler
         return cls(
             ReplaySampler(trajectory, correction),
             rule_for(trajectory).descending(trajectory),

@@ -17,12 +17,11 @@ from ..run.runs import controllers_of
 from ..text.prompts import read_prompt
 
 PIXELS = 8
-"""Pixels to one latent position, along one side."""
+"""How many pixels a latent position has along one side."""
 
 
 def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
-    """MASK [rows, H, W] that local blends have last used for these samples; ones for rows without a
-    blend.
+    """MASK [rows, H, W] that local blends have last used for these samples, ones for rows without.
 
     Its edges are a latent's cell wide, so that what is pasted by it shows no steps
     (docs/BENCHMARKS.md).
@@ -33,12 +32,16 @@ def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
         for index, sample in enumerate(samples):
             mask = blend.results.get(sample)
             if mask is not None:
+                # several blends let through what all of them do
                 masks[index] *= resize(mask.float(), size, "bilinear")
     return masks
 
 
 def check_blended(model: Any, samples: torch.Tensor) -> torch.Tensor:
-    """As `blend_mask`; PivotError if no local blend of this model has made these samples."""
+    """The mask of `blend_mask`.
+
+    Raises PivotError if no local blend of this model has worked on these samples.
+    """
     blends = _all(model, LocalBlend)
     if not any(blend.results.get(sample) is not None for blend in blends for sample in samples):
         raise PivotError(
@@ -52,12 +55,14 @@ def check_blended(model: Any, samples: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Heat maps over the picture [words, H, W, 3], their grid [1, h, w, 3], masks [words, H, W],
-    and the words."""
+    """What is shown of some words."""
 
     pictures: torch.Tensor
+    """Heat maps over the picture [words, H, W, 3]."""
     grid: torch.Tensor
+    """All of them in one picture [1, h, w, 3]."""
     masks: torch.Tensor
+    """[words, H, W]"""
     words: list[str]
 
 
@@ -87,10 +92,10 @@ def word_heat(
     words: str,
     options: MaskOptions,
 ) -> Shown:
-    """Heat maps of a prompt's words over the picture(s) that its sampling gave.
+    """Heat maps of a prompt's words over the pictures that its sampling gave.
 
-    image: [B, H, W, 3], one for each of the samples (or one for all); words: a list, empty for
-    every word.
+    image [B, H, W, 3] holds one picture for each of the samples, or one for all. words is a list as
+    people write it, empty for every word.
     """
     read = read_prompt(clip, prompt)
     chosen = _chosen(read, words)
@@ -114,14 +119,15 @@ def word_heat(
 
 
 def _chosen(prompt: Prompt, words: str) -> list[str]:
+    """The words that people wrote, or else all of the prompt."""
     return phrases(words) or list(
         dict.fromkeys(word.text for word in prompt.words if bare(word.text))
     )
 
 
 def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor:
-    """[words, h, w] from 0 to 1 of recorded maps [h, w, columns]. Text that was appended to the
-    prompt has the columns behind it."""
+    """Heat [words, h, w] from 0 to 1 of recorded maps [h, w, columns]."""
+    # text that was appended to the prompt has the columns behind it, so that there may be more
     length = len(prompt.tokens)
     if maps.shape[-1] < length:
         raise PivotError(
@@ -136,11 +142,12 @@ def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor
 
 
 def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:
+    """The maps that a recorder of the model has of a sample."""
     recorders = _all(model, AttentionMaps)
     for recorder in recorders:
-        found = recorder.results.get(sample)
-        if found is not None:
-            return found
+        maps = recorder.results.get(sample)
+        if maps is not None:
+            return maps
     raise PivotError(
         "samples that a recorded model has made",
         "samples of another run" if recorders else "a model without Record Attention",
@@ -153,11 +160,12 @@ def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:
 
 
 def _all(model: Any, kind: type) -> list[Any]:
+    """The controllers of one kind on a model."""
     return [one for one in controllers_of(model.model_options) if isinstance(one, kind)]
 
 
 def to_mask(heat: torch.Tensor, options: MaskOptions) -> torch.Tensor:
-    """MASK [H, W] of a heat map: above the threshold, grown (or shrunk), then blurred."""
+    """MASK [H, W] of a heat map: what is above the threshold, grown or shrunk, then blurred."""
     mask = (heat >= options.threshold).float()[None, None]
     if options.grow:
         mask = (
@@ -169,13 +177,15 @@ def to_mask(heat: torch.Tensor, options: MaskOptions) -> torch.Tensor:
 
 
 def _grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Widened by a square, one side after the other."""
+    """A mask widened by a square."""
+    # one side after the other, which costs 2n instead of n^2
     for size in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):
         mask = torch.nn.functional.max_pool2d(mask, size, 1, (size[0] // 2, size[1] // 2))
     return mask
 
 
 def _blurred(mask: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A mask under a Gaussian of `sigma` pixels."""
     if sigma <= 0.0:
         return mask
     reach = max(1, round(3 * sigma))

@@ -1,4 +1,4 @@
-"""Null-text optimisation on the host's UNet: loading, hooks, previews and interrupts stay the
+"""Null-text optimisation on the host's UNet. Loading, hooks, previews and interrupts stay the
 host's."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass
 class HostNetwork:
-    """The guider's UNet as the method sees it; counts nothing, keeps nothing."""
+    """The guider's UNet as the method sees it. It counts nothing and remembers nothing."""
 
     guider: Any
     options: dict[str, Any]
@@ -98,15 +98,17 @@ class HostNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class _Guider:
-    """What is needed of a guider to predict."""
+    """The part of a guider that predictions need."""
 
     conds: dict[str, list[dict[str, Any]]]
     inner_model: Any
 
 
 class NullTextSampler(OwnSampler):
-    """Optimises a trajectory's embeddings into `optimized`; what it samples is the picture as it
-    then comes back."""
+    """Optimises a trajectory's embeddings into `optimized`.
+
+    What it samples is the picture as it then comes back.
+    """
 
     def __init__(
         self, trajectory: Trajectory, settings: Settings, checkpointing: str, progress: Progress
@@ -124,8 +126,10 @@ class NullTextSampler(OwnSampler):
         show: Show,
         latent_image: torch.Tensor,
     ) -> torch.Tensor:
+        # the guider calls the source prompt positive
         base = "positive" if self.settings.base == "source" else "negative"
         unet, last = guider.inner_model.diffusion_model, latent_image
+        # tensors of inference mode can never be saved for a gradient, so that all are made outside
         with torch.inference_mode(False):
             options = with_plain_attention(extra_args["model_options"])
             network = HostNetwork(guider, options, base)
@@ -141,9 +145,8 @@ class NullTextSampler(OwnSampler):
                 self.progress(
                     f"step {i + 1} of {self.trajectory.steps}, loss {float(error.mean()):.2e}"
                 )
-                with (
-                    torch.no_grad()
-                ):  # previews may be networks of the host, whose weights know no gradient
+                # previews may be networks of the host, whose weights know no gradient
+                with torch.no_grad():
                     show(i, denoised, x, self.trajectory.steps)
 
             with differentiable(unet, latent_image.device, checkpointing, unet_blocks()):
@@ -153,7 +156,7 @@ class NullTextSampler(OwnSampler):
         return last
 
     def _plan(self, network: HostNetwork, unet: torch.nn.Module, start: torch.Tensor) -> bool:
-        """Whether to checkpoint; what gradients will need is told before it is spent."""
+        """Whether to checkpoint. What gradients will need is said before it is spent."""
         free = comfy.model_management.get_free_memory(start.device)
         single = _single(network, unet, self.trajectory, start)
         needed = {on: each * self.trajectory.batch for on, each in single.items()}
@@ -168,11 +171,12 @@ class NullTextSampler(OwnSampler):
 def _single(
     network: HostNetwork, unet: torch.nn.Module, trajectory: Trajectory, start: torch.Tensor
 ) -> Bytes:
-    """Bytes that one picture's way back needs."""
+    """How many bytes one picture's way back needs."""
     height, width = trajectory.latents.shape[-2:]
 
     def run(size: tuple[int, int]) -> None:
         def corner(held: torch.Tensor) -> torch.Tensor:
+            # what has the latent's size is cut with it, such as the mask of an inpainting model
             same = held.shape[-2:] == (height, width)
             return held[..., : size[0], : size[1]] if same else held
 
@@ -202,12 +206,12 @@ def null_text(
     a report."""
     _check(model, trajectory, source, negative, preset, checkpointing)
     settings = PRESETS[preset]
-    found, memory = run_optimization(
+    optimized, memory = run_optimization(
         model, trajectory, source, negative, cfg, settings, checkpointing, progress
     )
-    made = with_embeddings(trajectory, found, negative, cfg, settings)
-    lines = [_report(found, cfg, preset), memory, *_remarks(model.model_options)]
-    return made, _curve(found), found.error.mean(1).tolist(), "; ".join(lines)
+    trajectory = with_embeddings(trajectory, optimized, negative, cfg, settings)
+    lines = [_report(optimized, cfg, preset), memory, *_remarks(model.model_options)]
+    return trajectory, _curve(optimized), optimized.error.mean(1).tolist(), "; ".join(lines)
 
 
 def run_optimization(
@@ -220,8 +224,10 @@ def run_optimization(
     checkpointing: str,
     progress: Progress = lambda text: None,
 ) -> tuple[Optimized, str]:
-    """What the optimisation found, and what was said of its memory. source: one prompt, or one for
-    each picture."""
+    """The outcome of an optimisation, and what was said of its memory.
+
+    source holds one prompt, or one for each picture.
+    """
     sampler = NullTextSampler(trajectory, settings, checkpointing, progress)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(source, negative)
@@ -239,21 +245,25 @@ def run_optimization(
 
 
 def with_embeddings(
-    trajectory: Trajectory, found: Optimized, negative: Conditioning, cfg: float, settings: Settings
+    trajectory: Trajectory,
+    optimized: Optimized,
+    negative: Conditioning,
+    cfg: float,
+    settings: Settings,
 ) -> Trajectory:
     """The inversion with its embeddings, to be replayed with them."""
     correction = NullText(
         settings.single_branch, settings.base, cfg, conditioning_fingerprint(negative)
     )
-    extras = {**trajectory.extras, NULLS: found.nulls}
-    made = dataclasses.replace(trajectory, extras=extras, correction=recipe_of(correction))
-    correction.check(made)
-    return made
+    extras = {**trajectory.extras, NULLS: optimized.nulls}
+    result = dataclasses.replace(trajectory, extras=extras, correction=recipe_of(correction))
+    correction.check(result)
+    return result
 
 
 def _remarks(model_options: dict[str, Any]) -> list[str]:
-    """What of the model is not in the optimisation, and would make the source less exact in the
-    edit."""
+    """What an edit does with the model and the optimisation does not, which makes the source less
+    exact."""
     guided = [name for name in _GUIDANCE if model_options.get(name)]
     if not guided:
         return []
@@ -264,21 +274,23 @@ def _remarks(model_options: dict[str, Any]) -> list[str]:
     ]
 
 
-def _report(found: Optimized, cfg: float, preset: str) -> str:
+def _report(optimized: Optimized, cfg: float, preset: str) -> str:
+    """What an optimisation came to and cost, in words."""
     forward, backward = (
-        float(rows.float().mean()) for rows in (found.forward_rows, found.backward_rows)
+        float(rows.float().mean()) for rows in (optimized.forward_rows, optimized.backward_rows)
     )
     return (
         f"{preset}, cfg {cfg:g}: mean squared distance to the trajectory "
-        f"{float(found.error.mean()):.2e}, "
+        f"{float(optimized.error.mean()):.2e}, "
         f"{forward:.0f} forward and {backward:.0f} backward UNet rows a picture"
     )
 
 
-def _curve(found: Optimized) -> torch.Tensor:
+def _curve(optimized: Optimized) -> torch.Tensor:
+    """The loss of every step as a picture, before and after."""
     lines = {
-        "first embedding": found.before.mean(1).tolist(),
-        "chosen embedding": found.error.mean(1).tolist(),
+        "first embedding": optimized.before.mean(1).tolist(),
+        "chosen embedding": optimized.error.mean(1).tolist(),
     }
     return line_plot(
         lines,
@@ -300,25 +312,25 @@ def _check(
     check_unet(model, WHERE)
     check_uncontrolled(model, WHERE)
     check_same_model(model, trajectory, WHERE)
-    for name, value, known in (
+    for name, value, names in (
         ("preset", preset, tuple(PRESETS)),
         ("checkpointing", checkpointing, CHECKPOINTING),
     ):
-        if value not in known:
+        if value not in names:
             raise PivotError(
-                f"{name} to be one of {known}", repr(value), "Choose one of them.", WHERE
+                f"{name} to be one of {names}", repr(value), "Choose one of them.", WHERE
             )
     for name, conditioning in (("source", source), ("negative", negative)):
-        found = [key for key in _PARTIAL if any(key in options for _, options in conditioning)]
-        if len(conditioning) != 1 or rows_in(conditioning) != 1 or found:
-            came = (
-                f"one with {', '.join(found)}"
-                if found
+        partial = [key for key in _PARTIAL if any(key in options for _, options in conditioning)]
+        if len(conditioning) != 1 or rows_in(conditioning) != 1 or partial:
+            got = (
+                f"one with {', '.join(partial)}"
+                if partial
                 else f"{len(conditioning)} of {rows_in(conditioning)} rows"
             )
             raise PivotError(
                 f"one plain {name} prompt",
-                came,
+                got,
                 "Connect a prompt as it is encoded: without combining, areas, ranges, hooks or "
                 "ControlNet.",
                 WHERE,

@@ -10,20 +10,22 @@ from ...core.errors import check_finite
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
-    """IMAGE [B, H, W, 3] of a LATENT; PivotError if the VAE gives NaN."""
+    """IMAGE [B, H, W, 3] of a LATENT. Raises PivotError if the VAE gives NaN."""
     return check_finite(vae.decode(latent["samples"]), "the decoded picture", "VAE decode")
 
 
 def comparison(*pictures: torch.Tensor, gap: int = 8) -> torch.Tensor:
-    """Pictures [B, H, W, 3] side by side on white, all at the last one's size, centred and cropped
-    alike. They may lie on different devices: under --gpu-only a loaded picture is on the CPU, a
-    decoded one is not. The comparison is on the last one's."""
+    """Pictures [B, H, W, 3] side by side on white, at the last one's size and on its device.
+
+    All are centred and cropped alike.
+    """
     from comfy.utils import common_upscale
 
     height, width = pictures[-1].shape[1:3]
     batch = max(len(picture) for picture in pictures)
     columns = []
     for picture in pictures:
+        # under --gpu-only a loaded picture is on the CPU, a decoded one is not
         fitted = common_upscale(
             picture[..., :3].to(pictures[-1].device).movedim(-1, 1),
             width,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def progress_text(node_id: str | None) -> Callable[[str], None]:
-    """What shows a line on the node of an id on the web page; nothing where no server is."""
+    """A function that shows a line on a node of the web page, where there is a server."""
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)

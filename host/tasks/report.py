@@ -1,4 +1,4 @@
-"""How good an inversion is, measured: replayed for its own prompt, decoded, and put into words."""
+"""How good an inversion is: it is replayed for its own prompt, decoded, and put into words."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ WHERE = "Inversion Report"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """reconstruction: IMAGE [B, H, W, 3]; plot: IMAGE [1, h, w, 3] of the distance to the inversion
-    after every step;
-    quality: the figures; text: figures and verdict, one to a line."""
+    """What is to be said of an inversion."""
 
     reconstruction: torch.Tensor
+    """IMAGE [B, H, W, 3]."""
     plot: torch.Tensor
+    """IMAGE [1, h, w, 3] of the distance to the inversion after every step."""
     quality: Quality
+    """The figures."""
     text: str
+    """Figures and verdict, one to a line."""
 
 
 def report(
@@ -48,26 +50,33 @@ def report(
     cfg: float,
     correction: str,
 ) -> Report:
-    """Replays an inversion with the source prompt as its own target: what comes back, and what an
-    edit would move where no word changes. Raises PivotError for a model behind control nodes and
-    for a picture of another size."""
+    """Replays an inversion with the source prompt as its own target.
+
+    The source row shows what comes back, and the target row what an edit would move where no word
+    changes. Raises PivotError for a model behind control nodes and for a picture of another size.
+    """
     check_uncontrolled(model, WHERE)
     picture = as_encoded(image, trajectory)
     guider = edit_guider(model, trajectory, source, source, negative, cfg, correction)
     replayed: list[torch.Tensor] = []
     result = run_edit(guider, lambda x: replayed.append(x.float().cpu()))
+    # one decode, in the order of Quality's figures
     rows = [result.reconstructed, clean_rows(model, trajectory, 0).to(result.edited), result.edited]
     pictures = decode(vae, {"samples": torch.cat(rows)}).split(trajectory.batch)
     figures = [psnr(each.to(picture), picture) for each in pictures]
     quality = Quality(*figures, NoiseFigures.of(trajectory.noise))
-    made = f"{trajectory.steps} steps, {trajectory.method}, {guider.correction.name}, cfg {cfg:g}"
-    text = [_figures(quality, made), *verdict(quality, trajectory, guider.correction, cfg)]
-    return Report(pictures[0], _plot(replayed, trajectory, made), quality, "\n".join(text))
+    settings = (
+        f"{trajectory.steps} steps, {trajectory.method}, {guider.correction.name}, cfg {cfg:g}"
+    )
+    text = [_figures(quality, settings), *verdict(quality, trajectory, guider.correction, cfg)]
+    return Report(pictures[0], _plot(replayed, trajectory, settings), quality, "\n".join(text))
 
 
 def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
-    """The part [B, H, W, 3] of an IMAGE that VAE Encode has encoded: its middle, in whole latent
-    positions."""
+    """The part [B, H, W, 3] of an IMAGE that VAE Encode has encoded.
+
+    It is the middle of the picture, in whole latent positions.
+    """
     sizes = [PIXELS * size for size in trajectory.latents.shape[-2:]]
     spare = [have - want for have, want in zip(image.shape[1:3], sizes, strict=True)]
     if len(image) != trajectory.batch or not all(0 <= each < PIXELS for each in spare):
@@ -81,21 +90,26 @@ def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
     return image[:, top : top + sizes[0], left : left + sizes[1], :3]
 
 
-def _figures(quality: Quality, made: str) -> str:
+def _figures(quality: Quality, settings: str) -> str:
+    """The figures in words."""
     return (
         f"reconstruction {quality.psnr:.1f} dB, autoencoder alone {quality.ceiling:.1f} dB, an "
         "edit with the same "
-        f"words {quality.unchanged:.1f} dB ({made})\nnoise: {quality.noise}"
+        f"words {quality.unchanged:.1f} dB ({settings})\nnoise: {quality.noise}"
     )
 
 
-def _plot(replayed: list[torch.Tensor], trajectory: Trajectory, made: str) -> torch.Tensor:
+def _plot(replayed: list[torch.Tensor], trajectory: Trajectory, settings: str) -> torch.Tensor:
+    """The distance to the inversion after every step, as a picture."""
     back, edited = zip(*(rows.split(trajectory.batch) for rows in replayed), strict=True)
     series = {
         "reconstruction": drift(back, trajectory),
         "an edit with the same words": drift(edited, trajectory),
     }
-    named = {name if any(values) else f"{name} (exact)": values for name, values in series.items()}
+    # a logarithmic axis cannot show 0, so that an exact line says so in its name
+    labelled = {
+        name if any(values) else f"{name} (exact)": values for name, values in series.items()
+    }
     return line_plot(
-        named, f"Distance to the inversion: {made}", "step", "mean squared error", log=True
+        labelled, f"Distance to the inversion: {settings}", "step", "mean squared error", log=True
     )

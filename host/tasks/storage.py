@@ -1,5 +1,5 @@
-"""Inversions in ComfyUI's folders: saved to the output folder, found by name in it and in the input
-folder."""
+"""Inversions in ComfyUI's folders: saved to the output folder, and loaded by name from it and from
+the input folder."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ SAVE, LOAD = "Save Inversion", "Load Inversion"
 
 
 def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> tuple[str, str]:
-    """Save an inversion in the output folder under the next free number; its name for `load`, and a
-    report.
+    """Save an inversion in the output folder under the next free number.
 
-    prefix: a prefix without a last part, such as "folder/", is completed by PREFIX's own, because
-    ComfyUI cannot count the files of such a one.
-    prompt: in place of the one that the inversion remembers, where it is not empty.
+    Returns its name for `load`, and a report. A prompt that is not empty takes the place of the one
+    that the inversion remembers.
     """
+    # ComfyUI cannot count the files of a prefix without a last part, such as "folder/"
     if os.path.basename(prefix) in ("", os.curdir, os.pardir):
         prefix = os.path.join(prefix, os.path.basename(PREFIX))
     root = pathlib.Path(folder_paths.get_output_directory()).resolve()
     height, width = (PIXELS * size for size in trajectory.latents.shape[-2:])
     trajectory = dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt)
     with _explained(prefix):
+        # before ComfyUI makes the folders of the prefix
         _check_inside(root / prefix, root, prefix, SAVE)
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
             prefix, str(root), width, height
@@ -59,7 +59,7 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
 
 @contextlib.contextmanager
 def _explained(prefix: str) -> Iterator[None]:
-    """What the file system refuses, as a PivotError that says what to do."""
+    """Raise what the file system refuses as a PivotError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -84,6 +84,7 @@ _REASONS = {
 
 
 def _cost(trajectory: Trajectory) -> str:
+    """What half precision costs, in words."""
     errors = {"latents": rounding(trajectory.latents)} | {
         name: rounding(extra) for name, extra in trajectory.extras.items()
     }
@@ -91,6 +92,7 @@ def _cost(trajectory: Trajectory) -> str:
 
 
 def _described(trajectory: Trajectory) -> str:
+    """An inversion in words."""
     shape = "x".join(map(str, trajectory.latents.shape[1:]))
     correction = f", {trajectory.correction.name}" if trajectory.correction else ""
     return (
@@ -102,8 +104,10 @@ def _described(trajectory: Trajectory) -> str:
 def load(
     name: str, model: Any = None, latent: dict[str, Any] | None = None
 ) -> tuple[Trajectory, str]:
-    """The inversion of a listed name, and a report. Raises PivotError for a name that leads out of
-    both folders, a damaged file, another model than `model` and another size than that of `latent`.
+    """The inversion of a listed name, and a report.
+
+    Raises PivotError for a name that leads out of both folders and for a damaged file. It does so
+    for another model than `model` and another size than that of `latent`, too.
     """
     stored = read(find(name))
     trajectory = stored.trajectory
@@ -125,13 +129,16 @@ def listed() -> list[str]:
     return [
         name
         for mark, root in _roots()
-        for name in sorted(f"{found}{mark}" for found in _inversions(root))
+        for name in sorted(f"{path}{mark}" for path in _inversions(root))
     ]
 
 
 def find(name: str) -> pathlib.Path:
-    """The file of a listed name; PivotError where there is none, or the name leads out of its
-    folder."""
+    """The file of a listed name.
+
+    Raises PivotError where there is none, or where the name leads out of its folder.
+    """
+    # the output folder first, because every name ends with the input folder's empty mark
     mark, root = next((mark, root) for mark, root in reversed(_roots()) if name.endswith(mark))
     path = _check_inside(root / name.removesuffix(mark), root, name, LOAD)
     if not path.is_file():
@@ -145,12 +152,12 @@ def find(name: str) -> pathlib.Path:
 
 
 def stamp(name: str) -> str:
-    """What changes when the file of a name does."""
+    """A text that changes when the file of a name does."""
     return _stamp(find(name))
 
 
 def refusal(name: str) -> str:
-    """Why there is no file of a name; empty if there is one."""
+    """The reason why there is no file of a name; empty if there is one."""
     try:
         find(name)
     except PivotError as error:
@@ -159,7 +166,7 @@ def refusal(name: str) -> str:
 
 
 def _roots() -> list[tuple[str, pathlib.Path]]:
-    """The mark behind names, and the folder."""
+    """The folders of inversions, each behind the mark of its names."""
     return [
         ("", pathlib.Path(folder_paths.get_input_directory()).resolve()),
         (OUTPUT, pathlib.Path(folder_paths.get_output_directory()).resolve()),
@@ -167,7 +174,7 @@ def _roots() -> list[tuple[str, pathlib.Path]]:
 
 
 def _check_inside(path: pathlib.Path, root: pathlib.Path, name: str, where: str) -> pathlib.Path:
-    """The path with every link followed; PivotError unless it lies in `root`."""
+    """The path with every link followed. Raises PivotError unless it lies in `root`."""
     try:
         resolved = path.resolve()
     except (ValueError, OSError, RuntimeError):  # a null byte, a name too long, links in a circle
@@ -180,6 +187,7 @@ def _check_inside(path: pathlib.Path, root: pathlib.Path, name: str, where: str)
 
 
 def _inversions(root: pathlib.Path) -> Iterator[str]:
+    """The paths of all inversions in a folder, as names."""
     for folder, _, files in os.walk(root):
         for path in (pathlib.Path(folder) / file for file in files if file.endswith(SUFFIX)):
             if _is_listed(path, root):
@@ -187,15 +195,23 @@ def _inversions(root: pathlib.Path) -> Iterator[str]:
 
 
 def _is_listed(path: pathlib.Path, root: pathlib.Path) -> bool:
+    """Whether a file is an inversion and lies, with links followed, in the folder."""
     try:
-        return path.resolve().is_relative_to(root) and path.is_file() and _known(path, _stamp(path))
+        return (
+            path.resolve().is_relative_to(root)
+            and path.is_file()
+            and _is_inversion(path, _stamp(path))
+        )
     except (OSError, RuntimeError):  # gone since, or links in a circle
         return False
 
 
 @functools.lru_cache(maxsize=4096)
-def _known(path: pathlib.Path, stamp: str) -> bool:
-    """`is_inversion`, once for every state of a file: the page asks for the list often."""
+def _is_inversion(path: pathlib.Path, stamp: str) -> bool:
+    """The answer of `is_inversion`, once for every state of a file.
+
+    The page asks for the list often.
+    """
     return is_inversion(path)
 
 

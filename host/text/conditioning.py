@@ -12,24 +12,19 @@ from ...core.errors import PivotError
 from ...core.schedule import slerp
 from ...core.words import PromptPair
 from .options import alike, read_by_host
-from .prompts import (
-    PROMPT,
-    Conditioning,
-    encode,
-    read_pair,
-)
+from .prompts import PROMPT, Conditioning, encode, read_pair
 
 MARK = "pivot_rows"
 """In a conditioning's options: it holds so many prompts as rows, a source and its targets."""
 
 
 def rows_in(conditioning: Conditioning) -> int:
-    """How many prompts a CONDITIONING holds as rows: those of its longest text."""
+    """How many prompts a CONDITIONING holds as rows, which are those of its longest text."""
     return max((len(text) for text, _ in conditioning), default=1)
 
 
 def one_per_row(conditioning: Conditioning, batch: int) -> Conditioning:
-    """Every row once for each of `batch` pictures: [row 0 ...; row 1 ...; ...]."""
+    """Every row once for each of `batch` pictures, [row 0 ...; row 1 ...; ...]."""
     return [
         (_repeat(text, batch), _repeat_pooled(options, batch)) for text, options in conditioning
     ]
@@ -38,7 +33,7 @@ def one_per_row(conditioning: Conditioning, batch: int) -> Conditioning:
 def stack_rows(
     source: Conditioning, target: Conditioning, batch: int = 1, where: str = "Edit Guider"
 ) -> Conditioning:
-    """One conditioning of (1 + n) * batch rows, [source ...; target 0 ...; target 1 ...], from one
+    """One conditioning of [source ...; target 0 ...; target 1 ...], (1 + n) * batch rows, from one
     row and n rows.
 
     Texts of unequal length are repeated to their common multiple, which leaves attention over them
@@ -77,6 +72,7 @@ def join_rows(source: Conditioning, target: Conditioning, where: str) -> Conditi
 
 
 def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """One entry of the rows of two, whose options have to be alike unless nobody reads them."""
     if old[0].shape[-1] != new[0].shape[-1]:
         raise PivotError(
             "source and target conditioning of one model",
@@ -87,7 +83,7 @@ def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str,
     merged: dict[str, Any] = {}
     for key in {**old[1], **new[1]}:
         a, b = old[1].get(key), new[1].get(key)
-        if key == PROMPT:
+        if key == PROMPT:  # rows of several prompts have no one text
             continue
         if key == "pooled_output" and a is not None and b is not None:
             merged[key] = torch.cat([a, b.to(a)])
@@ -106,16 +102,16 @@ def _join_entry(old: Any, new: Any, where: str) -> tuple[torch.Tensor, dict[str,
 
 
 def between(source: Conditioning, negative: Conditioning, mix: float, where: str) -> Conditioning:
-    """A conditioning on the sphere from the source prompt (mix 0) to the negative one (1), pooled
-    vectors included.
+    """A conditioning on the sphere from the source prompt (mix 0) to the negative one (1).
 
-    Raises PivotError when the two are not built alike.
+    Pooled vectors are mixed too. Raises PivotError when the two are not built alike.
     """
     joined = join_rows(source, negative, where)
     return [(_between(text, mix), _between_pooled(options, mix)) for text, options in joined]
 
 
 def _between(rows: torch.Tensor, mix: float) -> torch.Tensor:
+    """What lies between the upper and the lower half of the rows."""
     half = len(rows) // 2
     return slerp(mix, rows[:half], rows[half:])
 
@@ -126,7 +122,7 @@ def _between_pooled(options: dict[str, Any], mix: float) -> dict[str, Any]:
 
 
 def with_text(conds: list[dict[str, Any]], text: torch.Tensor) -> list[dict[str, Any]]:
-    """Processed conds, as the host's samplers hold them, that read another text [rows, T, D]."""
+    """Processed conds that read another text [rows, T, D], as the host's samplers hold them."""
     import comfy.conds
 
     read = comfy.conds.CONDCrossAttn(text)
@@ -134,7 +130,7 @@ def with_text(conds: list[dict[str, Any]], text: torch.Tensor) -> list[dict[str,
 
 
 def text_of(conds: list[dict[str, Any]]) -> torch.Tensor:
-    """The text [rows, T, D] of processed conds, of their first entry."""
+    """The text [rows, T, D] that the first of the processed conds reads."""
     text: torch.Tensor = conds[0]["model_conds"]["c_crossattn"].cond
     return text
 
@@ -149,6 +145,6 @@ def _repeat_pooled(options: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def equal_lengths(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
-    """Both texts [rows, T, D] at their lengths' common multiple, by repetition."""
+    """Both texts [rows, T, D], repeated to their lengths' common multiple, as the host does it."""
     common = int(torch.lcm(torch.tensor(a.shape[1]), torch.tensor(b.shape[1])))
     return [one.repeat(1, common // one.shape[1], 1) for one in (a, b)]

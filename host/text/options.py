@@ -21,8 +21,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.d
 def read_by_host(key: str) -> bool:
     """Whether the host's code names an option anywhere between a conditioning and the UNet.
 
-    A list of the keys that matter would go out of date with the next host. What the host reads it
-    must name: as a string (`cond.get("area")`) or as a parameter of a model's function
+    A list of the keys that matter would go out of date with the next host. But what the host reads
+    it must name: as a string (`cond.get("area")`) or as a parameter of a model's function
     (`extra_conds(width=...)`). A name that is there for another reason counts too, which refuses a
     note without need, but drops nothing that matters.
     """
@@ -65,14 +65,16 @@ def alike(a: Any, b: Any) -> bool:
 
 
 _Compared = dict[tuple[int, int], tuple[Any, Any]]
-"""Pairs that are being compared, by their ids; settings may lead back to where they came from."""
+"""Pairs that are being compared, by their ids, because settings may lead back to where they came
+from."""
 
 
 def _alike(a: Any, b: Any, compared: _Compared) -> bool:
+    """As `alike`, for pairs that other pairs hold."""
     pair = (id(a), id(b))
     if a is b or pair in compared:
         return True
-    compared[pair] = (a, b)
+    compared[pair] = (a, b)  # the objects, too: the id of one that is gone may be given again
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return _same_tensor(_unwrapped(a), _unwrapped(b))
     if a is None or b is None or isinstance(a, _PLAIN) or isinstance(b, _PLAIN):
@@ -92,17 +94,20 @@ def _same_tensor(a: Any, b: Any) -> bool:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The tensor in an object that holds nothing else, as some packs mark their hints; the first
-    run takes it out of the source's."""
+    """The tensor in an object that holds nothing else, as some packs mark their hints.
+
+    The first run takes it out of the source's.
+    """
     held = list(getattr(value, "__dict__", {}).values())
     wrapped = not isinstance(value, torch.Tensor) and len(held) == 1
     return held[0] if wrapped and isinstance(held[0], torch.Tensor) else value
 
 
 def _same_object(a: Any, b: Any, compared: _Compared) -> bool:
-    """Two objects of one class: as the same function, by their own equality, or by settings.
+    """Whether two objects of one class are one function, are equal by their class's own rule, or
+    have equal settings.
 
-    Networks and loaded models are only the same where they are one object: the host's cache gives
+    Networks and loaded models are only the same where they are one object. The host's cache gives
     one object to two loader nodes of the same file.
     """
     if isinstance(a, super):  # an object's way to its base class, which says nothing of its own
@@ -118,17 +123,18 @@ def _same_object(a: Any, b: Any, compared: _Compared) -> bool:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """An object's settings, without what a run leaves in it: the fields that its copy has, or,
-    without one, those that its class is called with.
+    """An object's settings, without what a run leaves in it.
 
-    The host's Apply ControlNet copies the control for every conditioning, so that every class of
-    controls knows how. A copy starts without runtime state, and without what comes before it.
+    They are the fields that its copy has or, where it cannot be copied, those that its class is
+    called with. The host's Apply ControlNet copies the control for every conditioning, so that
+    every class of controls knows how. A copy starts without runtime state, and without what comes
+    before it.
     """
     copy = getattr(value, "copy", None) or getattr(value, "clone", None)
     if copy is None:
         fields = dict(getattr(value, "__dict__", {}))
-        given = inspect.signature(type(value)).parameters if fields else {}
-        return {name: fields[name] for name in fields if name in given} or fields
+        parameters = inspect.signature(type(value)).parameters if fields else {}
+        return {name: fields[name] for name in fields if name in parameters} or fields
     fields = dict(getattr(copy(), "__dict__", {}))
     if hasattr(value, "previous_controlnet"):
         fields["previous_controlnet"] = value.previous_controlnet

@@ -9,12 +9,7 @@ from typing import Any
 import torch
 
 from ...core.errors import PivotError
-from ...core.words import (
-    Prompt,
-    PromptPair,
-    Word,
-    bare,
-)
+from ...core.words import Prompt, PromptPair, Word, bare
 
 Conditioning = list[tuple[torch.Tensor, dict[str, Any]]]
 PROMPT = "pivot_prompt"
@@ -22,14 +17,14 @@ PROMPT = "pivot_prompt"
 
 
 def encode(clip: Any, text: str) -> Conditioning:
-    """CONDITIONING of a prompt, as the stock CLIP Text Encode node gives it, which remembers the
-    prompt."""
+    """The CONDITIONING of a prompt, as the stock CLIP Text Encode node gives it, with the prompt
+    noted in it."""
     check_clip(clip)
     return clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
 
 
 def prompt_of(conditioning: Conditioning) -> str:
-    """The prompt a conditioning was encoded from by `encode`; empty where other nodes made it."""
+    """The prompt that `encode` made a conditioning of; empty where another node made it."""
     return str(conditioning[0][1].get(PROMPT, "")) if conditioning else ""
 
 
@@ -49,7 +44,7 @@ def check_clip(clip: Any) -> None:
 
 
 def check_prompt(text: str, what: str) -> str:
-    """Return the prompt; raise PivotError when it is empty."""
+    """Return the prompt, or raise PivotError when it is empty."""
     if not text.strip():
         raise PivotError(
             f"a {what} prompt",
@@ -60,8 +55,10 @@ def check_prompt(text: str, what: str) -> str:
 
 
 def read_pair(clip: Any, source: str, target: str) -> PromptPair:
-    """Both prompts on the columns of the host's tokenizer. Raises PivotError for an empty
-    prompt."""
+    """Both prompts on the columns of the host's tokenizer.
+
+    Raises PivotError for an empty prompt.
+    """
     check_clip(clip)
     pair = PromptPair(
         read_prompt(clip, check_prompt(source, "source")),
@@ -74,24 +71,25 @@ def read_pair(clip: Any, source: str, target: str) -> PromptPair:
 
 
 def read_prompt(clip: Any, text: str) -> Prompt:
-    """Words of a prompt and the token columns of each: a walk over the real tokenization.
+    """The words of a prompt and the token columns of each, by a walk over the real tokenization.
 
-    CLIP's tokenizer never joins text across white space, so tokenizing word by word gives the same
-    tokens as the whole; that is checked. Weights such as `(word:1.2)` and embeddings are read as
+    CLIP's tokenizer never joins text across white space. So tokenizing word by word gives the same
+    tokens as the whole, which is checked. Weights such as `(word:1.2)` and embeddings are read as
     ComfyUI reads them.
     """
     tokenizer = _tokenizers(clip)[0]
     chunks = tokenizer.tokenize_with_weights(text, return_word_ids=True)
     flat = [entry for chunk in chunks for entry in chunk]
+    # the host numbers the words of a prompt from 1; 0 is what belongs to none
     columns = [index for index, entry in enumerate(flat) if entry[2] != 0]
     words, used = [], 0
     for word in _split(text):
         parts = [_count(tokenizer, part) for part in _parts(word)]
-        mine = columns[used : used + sum(parts)]
-        used += len(mine)
-        if mine:
-            core = mine[parts[0] : parts[0] + parts[1]] or mine
-            words.append(Word(word, tuple(mine), tuple(core)))
+        span = columns[used : used + sum(parts)]
+        used += len(span)
+        if span:
+            core = span[parts[0] : parts[0] + parts[1]] or span
+            words.append(Word(word, tuple(span), tuple(core)))
     if used != len(columns):
         raise PivotError(
             f"a prompt whose words give its {len(columns)} tokens",
@@ -109,7 +107,7 @@ def _tokenizers(clip: Any) -> list[Any]:
 
 
 def _split(text: str) -> list[str]:
-    """Whitespace words with ComfyUI's weight syntax taken off."""
+    """The words between white space, without ComfyUI's syntax for weights."""
     from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
     return [
@@ -120,7 +118,7 @@ def _split(text: str) -> list[str]:
 
 
 def _parts(word: str) -> tuple[str, str, str]:
-    """Leading punctuation, the word itself, trailing punctuation."""
+    """A word in three parts: leading punctuation, the word itself, trailing punctuation."""
     if word.startswith("embedding:") or not bare(word):
         return "", word, ""
     start = re.search(re.escape(bare(word)), word, re.IGNORECASE)
@@ -130,6 +128,7 @@ def _parts(word: str) -> tuple[str, str, str]:
 
 
 def _count(tokenizer: Any, text: str) -> int:
+    """How many tokens a part of a word has."""
     if not text:
         return 0
     entries = tokenizer.tokenize_with_weights(text, return_word_ids=True, disable_weights=True)
@@ -137,8 +136,10 @@ def _count(tokenizer: Any, text: str) -> int:
 
 
 def _token_id(token: Any) -> int:
-    """A token's id; embeddings get a negative number of their own content, so that they match only
-    themselves."""
+    """A token's id.
+
+    An embedding gets a negative number made of its content, so that it matches only itself.
+    """
     if isinstance(token, int):
         return token
     return -1 - (hash(token.detach().float().cpu().numpy().tobytes()) % (1 << 40))

@@ -1,5 +1,5 @@
-"""What unconditional rows read under a correction: conditioning made once, and at every step the
-right one."""
+"""What unconditional rows read under a correction: all texts once, and the right one at every
+step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from ...core.control import Place
 from ...core.correction import Uncond
 from ...core.step import EditStep
 from ...inversion.null_text import NULLS
-from .conditioning import (
-    between,
-    equal_lengths,
-    stack_rows,
-    text_of,
-    with_text,
-)
+from .conditioning import between, equal_lengths, stack_rows, text_of, with_text
 from .prompts import Conditioning
 
 Conds = dict[str, list[dict[str, Any]]]
@@ -27,7 +21,10 @@ _BOTH = f"{WHERE}, the source and the negative prompt as its unconditional rows"
 
 
 class Unconds:
-    """The unconditional conditioning of [source; target 0; target 1; ...] rows at every step."""
+    """The unconditional conditioning of [source; target 0; target 1; ...] rows at every step.
+
+    `texts` are the conditionings by name. The host processes them all before the run.
+    """
 
     def __init__(
         self,
@@ -62,6 +59,7 @@ class Unconds:
         source, target = self.pair(place)
         reads = [source if row < batch else target for row in range(rows.start, rows.stop)]
         names = {_name(_plain(one)) for one in reads}
+        # rows of two texts are one conditioning of all rows
         name = names.pop() if len(names) == 1 else _both(_plain(source), _plain(target))
         chosen = conds[name]
         return (
@@ -71,21 +69,22 @@ class Unconds:
         )
 
     def _texts(self, chosen: Any, reads: list[Uncond], rows: slice, place: Place) -> torch.Tensor:
-        """Optimised embeddings of the step where a row reads them, its own text elsewhere."""
+        """The texts of the rows at a step, with its optimised embeddings where a row reads them."""
         step = self.trajectory.steps - self.moments[place.step].upper
         nulls = self.trajectory.extras[NULLS][step]
         text, nulls = equal_lengths(text_of(chosen), nulls.to(text_of(chosen)))
-        text = text.expand(len(reads), -1, -1)
+        text = text.expand(len(reads), -1, -1)  # one row stands for all
         pictures = [row % self.trajectory.batch for row in range(rows.start, rows.stop)]
         return torch.stack(
             [
-                nulls[picture] if one.null else own
-                for one, picture, own in zip(reads, pictures, text, strict=True)
+                nulls[picture] if one.null else plain
+                for one, picture, plain in zip(reads, pictures, text, strict=True)
             ]
         )
 
     def _stack(self, first: Uncond, rest: Uncond) -> None:
-        """Source rows that read `first` and target rows that read `rest`, in one conditioning."""
+        """Puts source rows that read `first` and target rows that read `rest` into one
+        conditioning."""
         batch = self.trajectory.batch
         below = [
             (text.repeat(self.targets, 1, 1), options) for text, options in self.texts[_name(rest)]
@@ -103,11 +102,13 @@ def _pooled(options: dict[str, Any], times: int) -> dict[str, Any]:
 
 
 def _plain(one: Uncond) -> Uncond:
+    """The text whose place an optimised embedding takes."""
     return dataclasses.replace(one, null=False)
 
 
 def _name(one: Uncond) -> str:
-    """The plain negative prompt has the name under which the host's own guider holds it."""
+    """The name of a text. The negative prompt's is the one under which the host's own guider holds
+    it."""
     return f"{one.base} {one.mix:g}" if one.mix else one.base
 
 

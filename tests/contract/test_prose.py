@@ -24,9 +24,12 @@ DOCSTRINGS = 16.0
 ROOMS = (
     "core",
     "attention",
+    "inversion",
     "guidance",
+    "features",
     "host/model",
     "host/text",
+    "host/run",
     "host/tasks",
     "show",
     "nodes",

@@ -76,7 +76,7 @@ def test_the_edit_is_that_of_written_out_maps(
     model, trajectory, texts, mode, correction, economy
 ) -> None:
     alignment = WORDS.align(mode)
-    change = materialised.MapEdit(alignment.mapper, alignment.own, mode == "refine")
+    change = materialised.MapEdit(alignment.mapper, alignment.target_share, mode == "refine")
     pinned = correction == "direct"
     expected, source = materialised.edit(
         model, trajectory, **texts, cfg=CFG, pinned=pinned, change=change
@@ -88,6 +88,8 @@ def test_the_edit_is_that_of_written_out_maps(
 @pytest.mark.parametrize("planted", [{"cross": 0.0}, {"self_": 0.0}, {"mapper": torch.eye(77)}])
 def test_another_edit_would_be_noticed(model, trajectory, texts, planted) -> None:
     alignment = WORDS.align("replace")
-    change = materialised.MapEdit(**{"mapper": alignment.mapper, "own": alignment.own, **planted})
+    change = materialised.MapEdit(
+        **{"mapper": alignment.mapper, "own": alignment.target_share, **planted}
+    )
     other = materialised.edit(model, trajectory, **texts, cfg=CFG, pinned=True, change=change)[0]
     assert not close(folded(model, trajectory, texts, "direct", alignment, True)[0], other)

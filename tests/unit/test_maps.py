@@ -311,7 +311,7 @@ def test_a_result_is_found_by_the_half_precision_that_a_host_keeps() -> None:
 
 
 def test_only_the_last_results_are_kept() -> None:
-    results = Results(kept=3)
+    results = Results(limit=3)
     for number in range(5):
         results.put(torch.tensor([float(number)]), number)
     assert [results.get(torch.tensor([float(number)])) for number in range(5)] == [
@@ -424,7 +424,7 @@ def test_a_time_range_may_end_between_two_steps() -> None:
 
 
 def test_a_latent_made_again_is_kept_as_new() -> None:
-    results = Results(kept=2)
+    results = Results(limit=2)
     a, b, c = (torch.tensor([float(i)]) for i in range(3))
     for one in (a, b, a, c):
         results.put(one, "x")

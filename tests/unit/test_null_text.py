@@ -257,9 +257,9 @@ def test_the_secant_finds_the_lowest_point_of_its_direction(reach: float) -> Non
         Linear(), x, trajectory.latents[-2] + 0.01 * noise(5, *x.shape), levels, CFG, SOURCE
     )
     null, _, before = Secant(dataclasses.replace(PRESETS["fast"], reach=reach), SOURCE)(problem, 0)
-    eps, gradient = problem.gradient(null, problem.everyone)
+    eps, gradient = problem.gradient(null, problem.pictures)
     along = null - SOURCE
-    assert problem.miss(eps, problem.everyone).square().mean() < 0.99 * before
+    assert problem.miss(eps, problem.pictures).square().mean() < 0.99 * before
     assert abs((gradient * along).sum()) < 1e-6 * gradient.norm() * along.norm()
 
 
@@ -279,15 +279,15 @@ def test_a_direction_that_leads_nowhere_is_not_taken() -> None:
     trajectory, network = pivot(), Sideways()
     levels = tuple(trajectory.sigmas.flip(0)[:2].tolist())
     problem = Problem(network, trajectory.noise, trajectory.latents[-2] + 0.01, levels, CFG, SOURCE)
-    miss = problem.miss(problem.cond, problem.everyone)
+    miss = problem.miss(problem.cond, problem.pictures)
     across = noise(6, *miss.shape)
     across -= miss * (across * miss).sum() / miss.square().sum()
-    moved = problem.miss(problem.cond + across, problem.everyone) - miss
+    moved = problem.miss(problem.cond + across, problem.pictures) - miss
     network.aside = across * (0.7 * miss.norm() / moved.norm())
     null, eps, before = Secant(PRESETS["fast"], SOURCE)(problem, 0)
     assert torch.equal(null, SOURCE) and torch.equal(eps, problem.cond)
     assert (
-        problem.miss(problem.cond + network.aside, problem.everyone).square().mean() / before
+        problem.miss(problem.cond + network.aside, problem.pictures).square().mean() / before
     ).item() < 1.6
 
 
@@ -467,10 +467,10 @@ def test_the_way_back_is_scaled_to_one_for_half_precision() -> None:
     problem = Problem(
         Watched(), trajectory.noise, near, tuple(trajectory.sigmas.flip(0)[:2].tolist()), CFG
     )
-    problem.wanted = (
-        problem.landing(predict(trajectory.noise, problem.sigma, EMPTY), problem.everyone) + 1e-9
+    problem.pivot = (
+        problem.landing(predict(trajectory.noise, problem.sigma, EMPTY), problem.pictures) + 1e-9
     )
-    problem.gradient(EMPTY, problem.everyone)
+    problem.gradient(EMPTY, problem.pictures)
     assert len(given) == 1 and 0.5 <= given[0] <= 2.0
 
 

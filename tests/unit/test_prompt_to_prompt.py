@@ -67,8 +67,8 @@ def alignments(draw: st.DrawFn, old: int = 12, new: int = 12) -> Alignment:
 def alphas(one: Alignment, window: tuple[float, float], place: Place) -> torch.Tensor:
     """Row `step` of the paper's table [N + 1, columns], where the windows of words overwrite the
     default."""
-    table = torch.zeros(place.steps + 1, len(one.own), dtype=torch.float64)
-    for columns, (start, end) in ((range(len(one.own)), window), *one.windows):
+    table = torch.zeros(place.steps + 1, len(one.target_share), dtype=torch.float64)
+    for columns, (start, end) in ((range(len(one.target_share)), window), *one.windows):
         table[:, list(columns)] = 0.0
         table[int(start * len(table)) : int(end * len(table)), list(columns)] = 1.0
     return table[place.step]
@@ -84,7 +84,10 @@ def edited_map(
     """The paper's cross edit: `alpha c (A_source M + own A) + (1 - alpha) A`."""
     alpha = alphas(one, window, place)
     weights = torch.ones(1) if one.weights is None else one.weights
-    edit = torch.einsum("...pw,wn->...pn", theirs, one.mapper.double()) + one.own.double() * mine
+    edit = (
+        torch.einsum("...pw,wn->...pn", theirs, one.mapper.double())
+        + one.target_share.double() * mine
+    )
     return alpha * weights.double() * edit + (1.0 - alpha) * mine
 
 
@@ -629,7 +632,9 @@ def test_no_map_is_ever_built() -> None:
 def test_tables_are_as_exact_as_the_call() -> None:
     thirds = Alignment(torch.full((12, 12), 1 / 3), torch.ones(12), "", "", torch.full((12,), 0.1))
     call = make_call("cross", columns=12)
-    mapper, own, weights = (table.double() for table in (thirds.mapper, thirds.own, thirds.weights))
+    mapper, own, weights = (
+        table.double() for table in (thirds.mapper, thirds.target_share, thirds.weights)
+    )
     maps = probabilities(call.q, call.k, call.heads)
     maps[3] = (maps[2] @ mapper + maps[3] * own) * weights
     assert_exact(PromptToPrompt((thirds,))(call, Attend(), {}), times_v(maps, call.v, call.heads))

@@ -121,7 +121,7 @@ def test_an_unknown_mode_is_refused() -> None:
 def test_replacing_token_by_token_is_the_identity() -> None:
     alignment = align_replace(prompt("a cat, on a sofa"), prompt("a dog, on a table"))
     assert torch.equal(alignment.mapper, torch.eye(77))
-    assert not alignment.own.any()
+    assert not alignment.target_share.any()
 
 
 @few
@@ -130,7 +130,7 @@ def test_a_prompt_on_itself_is_the_identity_in_both_modes(text: str) -> None:
     p = prompt(text)
     for alignment in (align_replace(p, p), align_refine(p, p)):
         assert torch.equal(alignment.mapper, torch.eye(len(p.tokens)))
-        assert not alignment.own.any()
+        assert not alignment.target_share.any()
 
 
 @few
@@ -190,7 +190,7 @@ def test_the_note_of_a_replacement_names_the_changed_words() -> None:
 def test_the_example_of_the_paper_refines_as_its_reference_does() -> None:
     alignment = SILVER.align()
     assert sources_of(alignment, list(range(11))) == [0, 1, -1, 2, -1, 3, 4, 5, 6, 7, 8]
-    assert alignment.own.nonzero().flatten().tolist() == [2, 4]
+    assert alignment.target_share.nonzero().flatten().tolist() == [2, 4]
 
 
 def test_the_note_of_a_refinement_names_new_and_gone_words() -> None:
@@ -204,8 +204,8 @@ def test_a_refined_column_reads_either_one_equal_source_token_or_itself(old: str
     source, target = prompt(old), prompt(new)
     alignment = align_refine(source, target)
     columns = columns_of(target)
-    assert set(alignment.own.tolist()) <= {0.0, 1.0}
-    assert torch.equal(alignment.mapper[:, columns].sum(0), 1.0 - alignment.own[columns])
+    assert set(alignment.target_share.tolist()) <= {0.0, 1.0}
+    assert torch.equal(alignment.mapper[:, columns].sum(0), 1.0 - alignment.target_share[columns])
     matched = [
         (i, j) for i, j in zip(sources_of(alignment, columns), columns, strict=True) if i >= 0
     ]
@@ -256,7 +256,9 @@ def test_special_columns_read_special_columns_or_keep_their_own(old: str, new: s
     source, target = prompt(old), prompt(new)
     alignment = align_refine(source, target)
     specials = sorted(set(range(len(target.tokens))) - set(columns_of(target)))
-    assert torch.equal(alignment.own[specials], (alignment.mapper[:, specials].sum(0) == 0).float())
+    assert torch.equal(
+        alignment.target_share[specials], (alignment.mapper[:, specials].sum(0) == 0).float()
+    )
     assert alignment.mapper[columns_of(source)][:, specials].count_nonzero() == 0
     assert alignment.mapper[0].nonzero().flatten().tolist() == [0]
 
@@ -270,7 +272,7 @@ def test_legacy_loses_what_stands_behind_a_word_that_grew() -> None:
     assert alignment.mapper.sum(1).tolist() == pytest.approx([1, 1, 1, 0, 0] + [1] * 72)
     assert alignment.mapper[2, 2:5].tolist() == pytest.approx([1 / 3] * 3)
     assert sources_of(alignment, list(range(5, 77))) == list(range(5, 77))
-    assert not alignment.own.any() and alignment.mode == "replace"
+    assert not alignment.target_share.any() and alignment.mode == "replace"
 
 
 def test_legacy_doubles_what_stands_behind_a_word_that_shrank() -> None:
@@ -323,13 +325,15 @@ def test_legacy_refines_as_it_should_unless_the_target_is_the_shorter_one(
     source, target = prompt(old), prompt(new)
     fixed, legacy = align_refine(source, target), legacy_refine(source, target)
     end = 2 + len(columns_of(target))
-    same = torch.equal(legacy.mapper, fixed.mapper) and torch.equal(legacy.own, fixed.own)
+    same = torch.equal(legacy.mapper, fixed.mapper) and torch.equal(
+        legacy.target_share, fixed.target_share
+    )
     assert same is (len(columns_of(target)) >= len(columns_of(source)))
     assert torch.equal(legacy.mapper[:, :end], fixed.mapper[:, :end])
-    assert torch.equal(legacy.own[:end], fixed.own[:end])
+    assert torch.equal(legacy.target_share[:end], fixed.target_share[:end])
     assert (
         sources_of(legacy, list(range(end, 77))) == list(range(end, 77))
-        and not legacy.own[end:].any()
+        and not legacy.target_share[end:].any()
     )
 
 
@@ -368,7 +372,7 @@ def test_the_legacy_tables_are_chosen_as_the_fixed_ones(
     assert alignment.mode == pair.align(mode).mode == chosen
     expected = tables[chosen](pair.source, pair.target) if chosen in tables else pair.align(mode)
     assert torch.equal(alignment.mapper, expected.mapper) and torch.equal(
-        alignment.own, expected.own
+        alignment.target_share, expected.target_share
     )
     assert alignment.note.endswith("legacy table") is (chosen in tables)
 
@@ -399,7 +403,11 @@ def test_an_unknown_mapper_is_refused() -> None:
 def test_reweighting_alone_reads_every_column_where_it_stands(pair: list[str], mapper: str) -> None:
     alignment = PromptPair(*map(prompt, pair)).align("reweight", mapper)
     assert torch.equal(alignment.mapper, torch.eye(77))
-    assert not alignment.own.any() and alignment.mode == "reweight" and alignment.weights is None
+    assert (
+        not alignment.target_share.any()
+        and alignment.mode == "reweight"
+        and alignment.weights is None
+    )
 
 
 def test_the_note_of_reweighting_counts_the_words_that_stay() -> None:
