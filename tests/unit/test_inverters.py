@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from reference import all_latents, gaussian, noise, sd_sigmas
 
 from pivot_edit.core.errors import PivotError
@@ -43,6 +44,21 @@ def test_the_round_trip_has_the_order_that_the_method_states(name: str, steps: i
         assert max(coarse, fine) < 1e-11
     else:
         assert 0.9 <= fine / coarse * 2 ** ORDERS[name] <= 1.2
+
+
+@pytest.mark.parametrize("name", INVERTERS)
+def test_an_inversion_asks_for_as_many_rows_as_it_says(name: str) -> None:
+    """A step of uni costs one, as of ddim, and its first step one more."""
+    inverter, asked = inverter_named(name, tolerance=0.0), []
+    denoise = gaussian(MEAN, STD)
+
+    def counted(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        asked.append(len(x))
+        return denoise(x, sigma)
+
+    all_latents(inverter, counted, noise(7, 3, 4, 4, 4), VP.levels(sd_sigmas(), 9))
+    assert sum(asked) == 3 * inverter.rows(9)
+    assert inverter.rows(9) == {"ddim": 9, "uni": 10, "fixed_point": 54}[name]
 
 
 def test_a_method_by_name_takes_those_options_that_it_has() -> None:
