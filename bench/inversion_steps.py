@@ -1,8 +1,8 @@
 """How few steps an inversion can have: `python -m bench.inversion_steps [--keep]`,
 `out/bench/inversion_steps.json`.
 
-* back: held-out pictures inverted under their captions at cfg 1, in few steps and in many. How far
-  below the autoencoder's round trip do they come back, and how much noise is their noise?
+* back: held-out pictures inverted under their captions, in few steps and in many, and replayed at
+  the same cfg without correction. How far below the autoencoder's round trip do they come back?
 * edits: P2P under direct inversion, with every kind's settings at a gentle cfg. How near are they
   to the true edit, how well is the rest kept, and how many are read as the target?
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,9 @@ from toy.scenes import Scene
 
 FIGURES = OUT.with_name("inversion_steps.json")
 LINES = FIGURES.with_suffix(".jsonl")
-BACK = tuple((name, steps) for name in ("uni", "ddim") for steps in (8, 10, 15, 20, 50))
+AT = ((1.0, (8, 10, 15, 20, 50)), (2.0, (10, 20)), (5.0, (10, 20)))
+"""The guidance of inversions, and after how many steps pictures are brought back at the same."""
+BACK = tuple((name, cfg, steps) for cfg, each in AT for steps in each for name in ("uni", "ddim"))
 EDITED = (
     ("uni_direct", 10),
     ("uni_direct", 20),
@@ -48,15 +51,17 @@ Row = dict[str, Any]
 
 
 def back(bench: Bench, count: int) -> Iterator[Row]:
-    """A row for every method and number of steps: dB below the ceiling at cfg 1, and the standard
-    deviation of the noise."""
+    """A row for every method, cfg and number of steps: dB below the ceiling without correction, and
+    the standard deviation of the noise."""
     scenes = [Scene.sample(FIRST + i) for i in range(count)]
     pictures = Pictures(bench, [(scene, scene.caption) for scene in scenes])
-    for name, steps in BACK:
-        pivot, rows, _ = pictures.prepared(METHODS[name], 1.0, steps)
-        psnrs = [one for _, one in pictures.back(METHODS[name], pivot, 1.0)]
+    for name, cfg, steps in BACK:
+        method = dataclasses.replace(METHODS[name], matched=True)
+        pivot, rows, _ = pictures.prepared(method, cfg, steps)
+        psnrs = [one for _, one in pictures.back(method, pivot, cfg)]
         yield {
             "method": name,
+            "cfg": cfg,
             "steps": steps,
             "n": count,
             "rows": round(rows / count, 2),
@@ -178,14 +183,15 @@ def tables(figures: dict[str, list[Row]]) -> str:
 
 
 def back_table(rows: Sequence[Row]) -> str:
-    """How pictures come back: a line for every number of steps."""
+    """How pictures come back: a line for every cfg and number of steps."""
     names = list(dict.fromkeys(row["method"] for row in rows))
     heads = [f"{name}: {what}" for name in names for what in ("dB below the round trip", "std")]
-    table = [f"| steps | {' | '.join(heads)} | n |", f"|{'---|' * (len(heads) + 2)}"]
-    for steps in dict.fromkeys(row["steps"] for row in rows):
-        here = [next(r for r in rows if (r["method"], r["steps"]) == (n, steps)) for n in names]
+    table = [f"| cfg | steps | {' | '.join(heads)} | n |", f"|{'---|' * (len(heads) + 3)}"]
+    by_way = {(row["method"], row["cfg"], row["steps"]): row for row in rows}
+    for cfg, steps in dict.fromkeys((row["cfg"], row["steps"]) for row in rows):
+        here = [by_way[name, cfg, steps] for name in names]
         cells = [f"{row['below_ceiling']:.2f} | {row['noise_std']:.2f}" for row in here]
-        table.append(f"| {steps} | {' | '.join(cells)} | {here[0]['n']} |")
+        table.append(f"| {cfg:g} | {steps} | {' | '.join(cells)} | {here[0]['n']} |")
     return "\n".join(table)
 
 

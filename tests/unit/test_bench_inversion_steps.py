@@ -51,15 +51,23 @@ def test_gains_are_over_the_papers_steps_on_the_same_pairs() -> None:
     assert last["gains"]["truth_psnr"] == {"mean": 0.0, "interval": [0.0, 0.0]}
 
 
+def test_pairs_are_found_in_any_order() -> None:
+    made = lines(2)
+    for each in made:
+        each["truth_psnr"] += 16.0 * (each["kind"] == "color" and each["case"] == 0)
+    first = bench.summed([*made[3:], *made[:3]])[0]
+    assert first["gains"]["truth_psnr"] == {"mean": 1.0, "interval": [1.0, 1.0]}
+
+
 def test_tables_say_what_was_measured() -> None:
     about = {"n": 16, "rows": 8.0, "noise_std": 0.8514}
     rows = [
-        {"method": name, "steps": steps, "below_ceiling": steps / 8, **about}
-        for name, steps in bench.BACK
+        {"method": name, "cfg": cfg, "steps": steps, "below_ceiling": steps / 8, **about}
+        for name, cfg, steps in bench.BACK
     ]
     text = bench.tables({"back": rows, "edits": bench.summed(lines(2))})
-    assert "| steps | uni: dB below the round trip | uni: std | ddim: dB below" in text
-    assert "\n| 10 | 1.25 | 0.85 | 1.25 | 0.85 | 16 |\n" in text
+    assert "| cfg | steps | uni: dB below the round trip | uni: std | ddim: dB below" in text
+    assert "\n| 1 | 10 | 1.25 | 0.85 | 1.25 | 0.85 | 16 |\n" in text
     assert "\n| uni | 10 | 11 | 16 | 88 % (-12; " in text
     assert "| 21.0 (+1.0; +1.0 to +1.0) |" in text
     assert text.endswith("\n| ddim | 50 | 50 | 16 | 100 % | 25.0 | 20.0 | 20.0 |")
