@@ -116,11 +116,11 @@ class Pictures:
             for one, scene in zip(encoded, self.scenes, strict=True)
         ]
 
-    def prepared(self, method: Method, cfg: float) -> tuple[Any, int, int]:
+    def prepared(self, method: Method, cfg: float, steps: int = STEPS) -> tuple[Any, int, int]:
         """The trajectory under a method, ready for a cfg, and the rows that were run for it."""
         with CountedRows(self.bench.model) as rows:
             pivot = method.prepared(
-                self.bench.model, self.latent, self.together, self.empty, STEPS, cfg
+                self.bench.model, self.latent, self.together, self.empty, steps, cfg
             )
         return pivot, rows.forward, rows.backward
 

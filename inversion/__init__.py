@@ -20,6 +20,8 @@ for _each in (INVERTERS, CORRECTIONS, STEPPERS):
     globals().update({kind.__name__: kind for kind in _each.values()})  # as if listed
 PLAIN = "ddim"
 """The step rule of inversions that say none."""
+EXACT = "uni"
+"""The inverter that `auto` takes where the picture must come back without a correction."""
 AUTO = "auto"
 
 
@@ -37,6 +39,22 @@ def inverter_named(name: str, **options: Any) -> Inverter:
     # one node offers every method's options, so that those of other methods come along
     inverter: Inverter = kind(**{key: value for key, value in options.items() if key in fields})
     return inverter
+
+
+def inverter_for(name: str, cfg: float = 1.0, **options: Any) -> Inverter:
+    """The inversion method of a name at a cfg, with those of the options that it has.
+
+    `auto`: at cfg 1 edits are under direct (`correction_for`), which brings the picture back in any
+    case, and those of ddim stay nearer to it. At another cfg nothing corrects the way back: the
+    method that returns more exactly at ddim's cost. docs/BENCHMARKS.md, "Few steps".
+    """
+    if name == AUTO:
+        name = PLAIN if cfg == 1.0 else EXACT
+    elif name not in INVERTERS:
+        raise PivotError(
+            f"method to be one of {(*INVERTERS, AUTO)}", repr(name), "Choose one of them."
+        )
+    return inverter_named(name, **options)
 
 
 def correction_named(name: str, /, **options: Any) -> Correction:

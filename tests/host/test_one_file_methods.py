@@ -141,7 +141,8 @@ def test_a_controller_of_features_is_one_file(nodes, model) -> None:
 def test_an_inversion_method_is_one_file(nodes, model) -> None:
     schema = nodes["PivotDDIMInversion"].define_schema()
     (menu,) = [entry for entry in schema.inputs if entry.id == "method"]
-    assert menu.options == ["ddim", "fixed_point", "hasty"] and "hasty: a part" in menu.tooltip
+    assert menu.options == ["ddim", "fixed_point", "hasty", "uni", "auto"]
+    assert "hasty: a part" in menu.tooltip
     assert schema.inputs[-1].id == "haste" and schema.inputs[-1].optional
     ddim = inverted(nodes, model)
     full, half = (inverted(nodes, model, method="hasty", haste=each) for each in (0.0, 0.5))
@@ -195,7 +196,7 @@ def test_without_its_file_a_method_is_gone(nodes, tmp_path: pathlib.Path) -> Non
     left = loaded(folder)
     assert set(nodes) - set(left) == NODES
     (menu,) = [e for e in left["PivotDDIMInversion"].define_schema().inputs if e.id == "method"]
-    assert menu.options == ["ddim", "fixed_point"]
+    assert menu.options == ["ddim", "fixed_point", "uni", "auto"]
     assert inputs_of(left["PivotDDIMInversion"])[-1] == "negative"
     (menu,) = [e for e in left["PivotEditSampler"].define_schema().inputs if e.id == "correction"]
     assert "leash" not in menu.options
