@@ -38,7 +38,7 @@ DEMO = {
 def methods() -> str:
     """One row for each method, with the paper that its file names."""
     rows = ["| method | where | what it does | paper |", "|---|---|---|---|"]
-    for kind in part("attention").CONTROLLERS:
+    for kind in (*part("attention").CONTROLLERS, *part("features").CONTROLLERS):
         rows.append(_method_row(kind, kind.title, _summary(kind)))
     for kind in part("inversion").INVERTERS.values():
         rows.append(_method_row(kind, f"DDIM Inversion, `{kind.name}`", kind.label))
