@@ -11,7 +11,8 @@ import torch
 import unets
 from pivot_edit.attention import PromptToPrompt
 from pivot_edit.core.control import Row
-from pivot_edit.host.run.patching import add_controller, with_rows
+from pivot_edit.host.run.patching import add_controller
+from pivot_edit.host.run.runs import RUN, Run, controllers_of
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent
 from pivot_edit.inversion import Ddim
@@ -60,14 +61,16 @@ def test_rows_are_found_through_cond_or_uncond() -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 4, 16, 16, generator=generator)
     texts = {index: torch.randn(2, 77, 64, generator=generator) for index in (0, 1)}
-    options = with_rows(model.model_options, (Row("source", True), Row("target", True, 0)))[
-        "transformer_options"
-    ]
+    levels = torch.tensor([3.0, 1.0, 0.0])
+    rows = (Row("source", True), Row("target", True, 0))
+    options = {
+        **model.model_options["transformer_options"],
+        RUN: Run(controllers_of(model.model_options), rows, (16, 16), levels),
+    }
     wrappers = {kind: dict(keys) for kind, keys in model.wrappers.items()}
 
     def run(order: list[int]) -> dict[int, torch.Tensor]:
         sigma = torch.full((4,), 3.0)
-        levels = torch.tensor([3.0, 1.0, 0.0])
         call = {
             **options,
             "cond_or_uncond": order,
