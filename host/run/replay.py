@@ -54,32 +54,14 @@ class ReplaySampler(OwnSampler):
         self.trajectory = trajectory
         self.correction = correction
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: Any = None,
-        disable_pbar: bool = False,
-    ) -> torch.Tensor:
-        """The samples. Raises PivotError for noise that is not the trajectory's."""
-        step = self._step(model_wrap)
+    def check(
+        self, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor
+    ) -> None:
+        """Raise PivotError for levels and noise that are not the trajectory's."""
+        step = self._step(guider)
         self._check_levels(sigmas, step)
         if self.needs_noise or bool(noise.any()):
             self._check_noise(noise, latent_image, step)
-        return super().sample(
-            model_wrap,
-            sigmas,
-            extra_args,
-            callback,
-            noise,
-            latent_image,
-            denoise_mask,
-            disable_pbar,
-        )
 
     def run(
         self,

@@ -63,8 +63,14 @@ class OwnSampler(comfy.samplers.Sampler):
         denoise_mask: Any = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
+        self.check(model_wrap, sigmas, noise, latent_image)
         show = callback or (lambda i, denoised, x, steps: None)
         return self.run(model_wrap, sigmas, extra_args, show, latent_image)
+
+    def check(
+        self, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor
+    ) -> None:
+        """Raise PivotError for what the loop cannot run from."""
 
     def run(
         self,
