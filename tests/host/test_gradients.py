@@ -221,7 +221,8 @@ def test_half_precision_points_the_same_way(plain, vae, dtype) -> None:
             gradient = scaled / size
             assert cosine(gradient, wanted.gradient[name]) > 0.99, name
             length = float(gradient.norm() / wanted.gradient[name].norm())
-            assert length == pytest.approx(1.0, rel=0.05), name
+            rounding = 16 * torch.finfo(dtype).eps  # of some layers there and back
+            assert length == pytest.approx(1.0, rel=rounding), name
 
 
 def test_pictures_of_a_batch_have_their_own_slopes(model, vae) -> None:
