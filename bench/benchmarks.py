@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from bench import inversion_steps
 from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE
 from bench.methods import EDITS, METHODS, PASTED, UNCORRECTED
 from bench.quality import GENTLE_CFG, LINES, MADE, OUT
@@ -405,6 +406,11 @@ def section_sweeps() -> str:
     return "\n".join(found[:-1])
 
 
+def section_steps() -> str:
+    """How few steps an inversion can have."""
+    return inversion_steps.tables(_figures("inversion_steps.json"))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "run": section_run,
     "targets": section_targets,
@@ -418,6 +424,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "settings": section_settings,
     "tuned": section_tuned,
     "sweeps": section_sweeps,
+    "steps": section_steps,
     "speed": speed,
 }
 

@@ -167,6 +167,17 @@ def _row(way: tuple[str, int], lines: Sequence[Row], reference: Sequence[Row]) -
     return row
 
 
+def compared(lines: Sequence[Row]) -> list[Row]:
+    """A row for every number of steps that both inverters have: what ddim gains over uni."""
+    both = [steps for name, steps in EDITED if name == "direct" and ("uni_direct", steps) in EDITED]
+    rows = []
+    for steps in both:
+        near, exact = (_of(lines, (name, steps)) for name in ("direct", "uni_direct"))
+        gains = {name: _gain(name, near, exact) for name in JUDGED}
+        rows.append({"steps": steps, "n": len(near), "gains": gains})
+    return rows
+
+
 def _gain(name: str, lines: Sequence[Row], reference: Sequence[Row]) -> Row:
     pairs = zip(lines, reference, strict=True)
     differences = [float(one[name]) - float(other[name]) for one, other in pairs]
@@ -179,7 +190,12 @@ def _gain(name: str, lines: Sequence[Row], reference: Sequence[Row]) -> Row:
 
 def tables(figures: dict[str, list[Row]]) -> str:
     """The section of docs/BENCHMARKS.md."""
-    return "\n\n".join([back_table(figures["back"]), edits_table(figures["edits"])])
+    parts = (
+        back_table(figures["back"]),
+        edits_table(figures["edits"]),
+        compared_table(figures["compared"]),
+    )
+    return "\n\n".join(parts)
 
 
 def back_table(rows: Sequence[Row]) -> str:
@@ -214,11 +230,24 @@ def _cell(
     row: Row, name: str, last: bool, factor: float = 1.0, form: str = ".1f", unit: str = ""
 ) -> str:
     value = f"{format(factor * row[name], form)}{unit}"
-    if last:
-        return value
+    return value if last else f"{value} ({_gained(row, name, factor, form)})"
+
+
+def _gained(row: Row, name: str, factor: float = 1.0, form: str = ".1f") -> str:
     gain = row["gains"][name]
-    low, high = (format(factor * bound, f"+{form}") for bound in gain["interval"])
-    return f"{value} ({format(factor * gain['mean'], f'+{form}')}; {low} to {high})"
+    mean, low, high = (format(factor * x, f"+{form}") for x in (gain["mean"], *gain["interval"]))
+    return f"{mean}; {low} to {high}"
+
+
+def compared_table(rows: Sequence[Row]) -> str:
+    """What edits gain from ddim over those from uni, after as many steps."""
+    heads = ("ddim over uni, steps", "n", "read as the target, %", "kept part, dB")
+    heads = (*heads, "to the true edit, dB", "to the source, dB")
+    table = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in rows:
+        gains = [_gained(row, "success", 100.0, ".0f"), *(_gained(row, n) for n in JUDGED[1:])]
+        table.append(f"| {row['steps']} | {row['n']} | {' | '.join(gains)} |")
+    return "\n".join(table)
 
 
 def main() -> None:
@@ -242,7 +271,9 @@ def main() -> None:
 
 def write(rows: Sequence[Row], lines: Sequence[Row], keep: bool) -> None:
     """The figures of what has been made; keep: for docs/BENCHMARKS.md, too."""
-    text = json.dumps({"back": list(rows), "edits": summed(whole(lines))}, indent=1)
+    lines = whole(lines)
+    figures = {"back": list(rows), "edits": summed(lines), "compared": compared(lines)}
+    text = json.dumps(figures, indent=1)
     FIGURES.write_text(text + "\n")
     if keep:
         shutil.copy(FIGURES, install.ROOT / "docs" / "figures" / FIGURES.name)

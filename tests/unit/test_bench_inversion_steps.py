@@ -65,12 +65,16 @@ def test_tables_say_what_was_measured() -> None:
         {"method": name, "cfg": cfg, "steps": steps, "below_ceiling": steps / 8, **about}
         for name, cfg, steps in bench.BACK
     ]
-    text = bench.tables({"back": rows, "edits": bench.summed(lines(2))})
+    made = lines(2)
+    edits, compared = bench.summed(made), bench.compared(made)
+    text = bench.tables({"back": rows, "edits": edits, "compared": compared})
     assert "| cfg | steps | uni: dB below the round trip | uni: std | ddim: dB below" in text
     assert "\n| 1 | 10 | 1.25 | 0.85 | 1.25 | 0.85 | 16 |\n" in text
     assert "\n| uni | 10 | 11 | 16 | 88 % (-12; " in text
     assert "| 21.0 (+1.0; +1.0 to +1.0) |" in text
-    assert text.endswith("\n| ddim | 50 | 50 | 16 | 100 % | 25.0 | 20.0 | 20.0 |")
+    assert "\n| ddim | 50 | 50 | 16 | 100 % | 25.0 | 20.0 | 20.0 |\n" in text
+    none, nearer = "+0.0; +0.0 to +0.0", "+2.0; +2.0 to +2.0"
+    assert f"\n| 10 | 16 | +0; +0 to +0 | {none} | {nearer} | {none} |\n| 20 | 16 |" in text
 
 
 def test_what_a_stopped_run_has_made_stands(
