@@ -46,7 +46,7 @@ def inverter_for(name: str, cfg: float = 1.0, **options: Any) -> Inverter:
 
     `auto`: at cfg 1 edits are under direct (`correction_for`), which brings the picture back in any
     case, and those of ddim stay nearer to it. At another cfg nothing corrects the way back: the
-    method that returns more exactly at ddim's cost. docs/BENCHMARKS.md, "Few steps".
+    method that mostly returns more exactly at ddim's cost. docs/BENCHMARKS.md, "Few steps".
     """
     if name == AUTO:
         name = PLAIN if cfg == 1.0 else EXACT
