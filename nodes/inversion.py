@@ -59,8 +59,8 @@ def _method_inputs() -> list[io.Input]:
             optional=True,
             tooltip="; ".join(f"{kind.name}: {kind.label}" for kind in INVERTERS.values())
             + ". fixed_point costs as many evaluations a step as it iterates. On the toy model, in "
-            "few steps, uni is exact and free: edits score as after 50 steps of ddim. ddim is near: "
-            "they keep more of the picture. auto: ddim at cfg 1, else uni.",
+            "few steps, uni is exact and free: edits score as after 50 steps of ddim. ddim is "
+            "near: they keep more of the picture. auto: ddim at cfg 1, else uni.",
         ),
         *_placed("iterations"),
         io.Float.Input(
