@@ -108,6 +108,8 @@ class OnGpu(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))  # which kernel it takes is no operator
+        if func is torch.Tensor.detach and torch.is_inference_mode_enabled():
+            return OnGpu(args[0].held.detach())  # torch's own wants a counter of the wrapper's
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
