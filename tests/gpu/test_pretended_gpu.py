@@ -169,7 +169,9 @@ def test_null_text_does_not_mix_devices(preset: str, checkpointing: str) -> None
         optimised = null_text(
             model, trajectory, source, negative, 5.0, preset=preset, checkpointing=checkpointing
         )[0]
-    assert optimised.extras["nulls"] is not None and not isinstance(optimised.nulls, OnGpu)
+    assert optimised.extras["nulls"] is not None and not isinstance(
+        optimised.extras["nulls"], OnGpu
+    )
 
 
 @pytest.mark.parametrize("inverter", sorted(INVERTERS))
