@@ -7,6 +7,7 @@ Stock nodes therefore treat it like any SD1.x checkpoint. Needs ComfyUI on the i
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -68,6 +69,18 @@ CLIP_CONFIG: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The widths of a small model, as ComfyUI's own classes read them."""
+
+    vae: dict[str, Any]
+    unet: dict[str, Any]
+    clip: dict[str, Any]
+
+
+TOY = Shapes(VAE_CONFIG, UNET_CONFIG, CLIP_CONFIG)
+
+
 def initialise(module: torch.nn.Module) -> torch.nn.Module:
     """Give every layer its usual random start: ComfyUI's layers begin as uninitialised memory."""
     kinds = (
@@ -84,31 +97,31 @@ def initialise(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def build_autoencoder() -> torch.nn.Module:
+def build_autoencoder(shapes: Shapes = TOY) -> torch.nn.Module:
     """ComfyUI's AutoencoderKL in the toy's size, randomly initialised, fp32."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    return initialise(AutoencoderKL(ddconfig=dict(VAE_CONFIG), embed_dim=4))
+    return initialise(AutoencoderKL(ddconfig=dict(shapes.vae), embed_dim=4))
 
 
-def build_unet() -> torch.nn.Module:
+def build_unet(shapes: Shapes = TOY) -> torch.nn.Module:
     """ComfyUI's UNetModel in the toy's size, randomly initialised, fp32."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    unet = UNetModel(**UNET_CONFIG, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    unet = UNetModel(**shapes.unet, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     initialise(unet)
     torch.nn.init.zeros_(unet.out[2].weight)  # as SD's zero_module: start from predicting nothing
     torch.nn.init.zeros_(unet.out[2].bias)
     return unet
 
 
-def build_text_model() -> torch.nn.Module:
+def build_text_model(shapes: Shapes = TOY) -> torch.nn.Module:
     """ComfyUI's CLIPTextModel in the toy's size, randomly initialised, fp32."""
     import comfy.ops
     from comfy.clip_model import CLIPTextModel
 
-    text = initialise(CLIPTextModel(CLIP_CONFIG, torch.float32, "cpu", comfy.ops.manual_cast))
+    text = initialise(CLIPTextModel(shapes.clip, torch.float32, "cpu", comfy.ops.manual_cast))
     embeddings = text.text_model.embeddings
     torch.nn.init.normal_(embeddings.token_embedding.weight, std=0.3)
     torch.nn.init.normal_(embeddings.position_embedding.weight, std=0.1)

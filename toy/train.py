@@ -1,13 +1,14 @@
 """Train the toy model: `python -m toy.train autoencoder|diffusion|decoder|pack`.
 
 Seeded, resumable (a checkpoint every few minutes under `toy/runs/`, not tracked), logged as one
-JSON line a report (`toy/logs/`, tracked). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has
-unpacked.
+JSON line a report (`toy/logs/`, tracked). Another world of captioned pictures trains in the same
+stages (bench/second). Needs ComfyUI: `COMFYUI_PATH` or the copy that `make` has unpacked.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -18,19 +19,40 @@ from typing import Any
 import numpy as np
 import torch
 
+from toy.architecture import TOY, Shapes, build_autoencoder, build_text_model, build_unet
 from toy.scenes import Scene
 
 HERE = pathlib.Path(__file__).parent
-RUNS = HERE / "runs"
-LOGS = HERE / "logs"
 LATENT_SCALE = 0.18215
 HELD_OUT = 10_000_000  # training draws seeds below this number, judging draws seeds above it
 LATENT_NOISE = 0.05
 
 
-def pictures(seeds: list[int]) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Captioned pictures that a model is trained on."""
+
+    sample: Callable[[int], Any]
+    """The scene of a seed, with `render()` and `caption`."""
+    shapes: Shapes
+    """The widths of its model."""
+    runs: pathlib.Path
+    """Where checkpoints lie, which are not tracked."""
+    logs: pathlib.Path
+    weights: pathlib.Path
+    """The file that `pack` writes."""
+    seed: int = 0
+    """What its stages' seeds begin at."""
+
+
+TOY_WORLD = World(
+    Scene.sample, TOY, HERE / "runs", HERE / "logs", HERE / "weights" / "toy.safetensors"
+)
+
+
+def pictures(world: World, seeds: list[int]) -> torch.Tensor:
     """Rendered scenes as float32 [B, 3, 128, 128] in [-1, 1]."""
-    batch = np.stack([Scene.sample(seed).render() for seed in seeds])
+    batch = np.stack([world.sample(seed).render() for seed in seeds])
     return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous() * 2.0 - 1.0
 
 
@@ -49,6 +71,7 @@ class Average:
 
 
 def run_training(
+    world: World,
     name: str,
     model: torch.nn.Module,
     loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
@@ -61,10 +84,10 @@ def run_training(
 ) -> Average:
     """Minimise `loss_of(step)` with AdamW, warm-up and cosine, from the last checkpoint if there is
     one."""
-    torch.manual_seed(seed)
-    RUNS.mkdir(exist_ok=True)
-    LOGS.mkdir(exist_ok=True)
-    path = RUNS / f"{name}.pt"
+    torch.manual_seed(world.seed + seed)
+    world.runs.mkdir(exist_ok=True)
+    world.logs.mkdir(exist_ok=True)
+    path = world.runs / f"{name}.pt"
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99))
     average = Average(model, decay)
@@ -75,11 +98,11 @@ def run_training(
         optimizer.load_state_dict(state["optimizer"])
         average.values = state["average"]
         first, seconds = state["step"], state["seconds"]
-        torch.manual_seed(seed + first)
+        torch.manual_seed(world.seed + seed + first)
     began, saved = time.time() - seconds, time.time()
     sums: dict[str, float] = {}
     since = first
-    with (LOGS / f"{name}.jsonl").open("a" if first else "w") as log:
+    with (world.logs / f"{name}.jsonl").open("a" if first else "w") as log:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / 100)
             optimizer.param_groups[0]["lr"] = (
@@ -118,18 +141,17 @@ def seeds_of(step: int, batch: int, stage: int) -> list[int]:
     return [int(seed) for seed in draw.integers(0, HELD_OUT, batch)]
 
 
-def train_autoencoder(steps: int, batch: int, rate: float) -> None:
+def train_autoencoder(world: World, steps: int, batch: int, rate: float) -> None:
     """Stage 1: squared and absolute error, with the latent kept near unit scale and robust to small
     noise."""
     from tools.pack import part
-    from toy.architecture import build_autoencoder
 
     psnr = part("core.quality").psnr
-    torch.manual_seed(1)
-    model = build_autoencoder()
+    torch.manual_seed(world.seed + 1)
+    model = build_autoencoder(world.shapes)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        picture = pictures(seeds_of(step, batch, 1))
+        picture = pictures(world, seeds_of(step, batch, world.seed + 1))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latent: Any = model.encode(picture)  # type: ignore[operator]
             latent = latent.float()
@@ -143,10 +165,10 @@ def train_autoencoder(steps: int, batch: int, rate: float) -> None:
         }
         return loss, figures
 
-    run_training("autoencoder", model, loss_of, steps=steps, rate=rate, seed=1)
+    run_training(world, "autoencoder", model, loss_of, steps=steps, rate=rate, seed=1)
 
 
-def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
+def train_decoder(world: World, steps: int, batch: int, rate: float, noise: float) -> None:
     """Stage 3: the encoder and so the latents stay; the decoder alone goes on, on the latents as
     they are used.
 
@@ -155,13 +177,13 @@ def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
     """
     from tools.pack import part
 
-    psnr, model = part("core.quality").psnr, trained_autoencoder()
+    psnr, model = part("core.quality").psnr, trained_autoencoder(world)
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        picture = pictures(seeds_of(step, batch, 3))
+        picture = pictures(world, seeds_of(step, batch, world.seed + 3))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
                 latent: Any = model.encode(picture)  # type: ignore[operator]
@@ -171,7 +193,7 @@ def train_decoder(steps: int, batch: int, rate: float, noise: float) -> None:
         loss = 0.3 * error.abs().mean() + 4.0 * error.square().mean()
         return loss, {"psnr": psnr(drawn.detach().float(), picture, 2.0), "noise": noise}
 
-    run_training("decoder", model, loss_of, steps=steps, rate=rate, seed=3, weight_decay=0.0)
+    run_training(world, "decoder", model, loss_of, steps=steps, rate=rate, seed=3, weight_decay=0.0)
 
 
 def standardise(autoencoder: torch.nn.Module, latents: torch.Tensor) -> None:
@@ -193,42 +215,42 @@ def standardise(autoencoder: torch.nn.Module, latents: torch.Tensor) -> None:
         outer.weight.mul_(scale[None, :, None, None])
 
 
-def trained_autoencoder() -> torch.nn.Module:
+def trained_autoencoder(world: World) -> torch.nn.Module:
     """The averaged autoencoder of stage 1, standardised on 512 training scenes."""
-    from toy.architecture import build_autoencoder
-
-    model = build_autoencoder()
-    model.load_state_dict(averaged("autoencoder"))
+    model = build_autoencoder(world.shapes)
+    model.load_state_dict(averaged(world, "autoencoder"))
     model.eval()
-    standardise(model, encode_scenes(model, range(512)))
+    standardise(model, encode_scenes(world, model, range(512)))
     return model
 
 
-def finished_autoencoder() -> torch.nn.Module:
+def finished_autoencoder(world: World) -> torch.nn.Module:
     """The autoencoder with the decoder of stage 3, where there is one."""
-    model = trained_autoencoder()
-    if (RUNS / "decoder.pt").exists():
-        model.load_state_dict(averaged("decoder"))
+    model = trained_autoencoder(world)
+    if (world.runs / "decoder.pt").exists():
+        model.load_state_dict(averaged(world, "decoder"))
     return model
 
 
 @torch.no_grad()
-def encode_scenes(autoencoder: torch.nn.Module, seeds: range, batch: int = 16) -> torch.Tensor:
+def encode_scenes(
+    world: World, autoencoder: torch.nn.Module, seeds: range, batch: int = 16
+) -> torch.Tensor:
     """Latents float32 [N, 4, 16, 16] of the scenes of `seeds`, as the autoencoder gives them."""
     parts = []
     for first in range(seeds.start, seeds.stop, batch):
-        picture = pictures(list(range(first, min(first + batch, seeds.stop))))
+        picture = pictures(world, list(range(first, min(first + batch, seeds.stop))))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latent: Any = autoencoder.encode(picture)  # type: ignore[operator]
         parts.append(latent.float())
     return torch.cat(parts)
 
 
-def cached_latents(count: int) -> torch.Tensor:
+def cached_latents(world: World, count: int) -> torch.Tensor:
     """Scaled latents of the scenes 0..count-1, encoded once and kept under `toy/runs/`."""
-    path = RUNS / f"latents-{count}.pt"
+    path = world.runs / f"latents-{count}.pt"
     if not path.exists():
-        latents = encode_scenes(trained_autoencoder(), range(count)) * LATENT_SCALE
+        latents = encode_scenes(world, trained_autoencoder(world), range(count)) * LATENT_SCALE
         torch.save(latents.half(), path)
     return torch.load(path, weights_only=True)
 
@@ -246,12 +268,10 @@ def caption_tokens(captions: list[str]) -> torch.Tensor:
 class Denoiser(torch.nn.Module):
     """UNet and text encoder, trained together: eps from (x, t, token ids)."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__()
-        from toy.architecture import build_text_model, build_unet
-
-        self.unet = build_unet()
-        self.text = build_text_model()
+        self.unet = build_unet(shapes)
+        self.text = build_text_model(shapes)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return self.unet(x, t, context=self.encode(tokens))
@@ -271,21 +291,21 @@ class Denoiser(torch.nn.Module):
         return text.final_layer_norm(x)
 
 
-def train_diffusion(steps: int, batch: int, rate: float, scenes: int) -> None:
+def train_diffusion(world: World, steps: int, batch: int, rate: float, scenes: int) -> None:
     """Stage 2: eps-prediction on SD's schedule, 10 % empty captions, errors weighted by min(SNR, 5)
     / SNR."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1.0 - betas, 0).float()
     snr = abar / (1.0 - abar)
     weight_of = snr.clamp(max=5.0) / snr
-    latents = cached_latents(scenes)
-    tokens = caption_tokens([Scene.sample(seed).caption for seed in range(scenes)])
+    latents = cached_latents(world, scenes)
+    tokens = caption_tokens([world.sample(seed).caption for seed in range(scenes)])
     empty = caption_tokens([""])
-    torch.manual_seed(2)
-    model = Denoiser()
+    torch.manual_seed(world.seed + 2)
+    model = Denoiser(world.shapes)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        draw = torch.Generator().manual_seed(2_000_000 + step)
+        draw = torch.Generator().manual_seed(2_000_000 + 1_000_000 * world.seed + step)
         chosen = torch.randint(0, scenes, (batch,), generator=draw)
         x0 = latents[chosen].float()
         t = torch.randint(0, 1000, (batch,), generator=draw)
@@ -298,51 +318,56 @@ def train_diffusion(steps: int, batch: int, rate: float, scenes: int) -> None:
         error = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
         return (error * weight_of[t]).mean(), {"mse": error.mean().item()}
 
-    run_training("diffusion", model, loss_of, steps=steps, rate=rate, seed=2, weight_decay=1e-2)
+    run_training(
+        world, "diffusion", model, loss_of, steps=steps, rate=rate, seed=2, weight_decay=1e-2
+    )
 
 
-def averaged(name: str) -> dict[str, torch.Tensor]:
+def averaged(world: World, name: str) -> dict[str, torch.Tensor]:
     """The averaged weights of a stage's last checkpoint."""
-    state = torch.load(RUNS / f"{name}.pt", weights_only=True)
+    state = torch.load(world.runs / f"{name}.pt", weights_only=True)
     return {**state["model"], **state["average"]}
 
 
-def trained_words() -> list[int]:
+def trained_words(world: World) -> list[int]:
     """Token ids that occur in captions, special tokens included."""
-    captions = [Scene.sample(seed).caption for seed in range(2000)]
+    captions = [world.sample(seed).caption for seed in range(2000)]
     return sorted(set(caption_tokens([*captions, ""]).flatten().tolist()))
 
 
-def pack_weights() -> None:
-    """Write `toy/weights/toy.safetensors`: averaged weights, fp16, named as in an SD1.x checkpoint.
+def pack_weights(world: World) -> None:
+    """Write the world's weights: averaged weights, fp16, named as in an SD1.x checkpoint.
 
     Of the vocabulary only the rows of trained words are kept.
     """
     from safetensors.torch import save_file
 
-    from toy.loader import CLIP, UNET, VAE, WEIGHTS, WORDS
+    from toy.loader import CLIP, UNET, VAE, WORDS
 
-    model = averaged("diffusion")
+    model = averaged(world, "diffusion")
     vocabulary = model.pop(f"text.{WORDS}.weight")
     model.pop("text.text_projection.weight")
-    ids = torch.tensor(trained_words())
-    tensors = {f"{VAE}{name}": value for name, value in finished_autoencoder().state_dict().items()}
+    ids = torch.tensor(trained_words(world))
+    tensors = {
+        f"{VAE}{name}": value for name, value in finished_autoencoder(world).state_dict().items()
+    }
     for name, value in model.items():
         part, _, rest = name.partition(".")
         tensors[f"{UNET if part == 'unet' else CLIP}{rest}"] = value
     tensors[f"{CLIP}{WORDS}.rows"] = vocabulary[ids]
     halves = {name: value.half().contiguous() for name, value in tensors.items()}
     halves[f"{CLIP}{WORDS}.ids"] = ids.to(torch.int32)
-    WEIGHTS.parent.mkdir(exist_ok=True)
-    save_file(halves, WEIGHTS)
-    print(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.2f} MB")
+    world.weights.parent.mkdir(exist_ok=True)
+    save_file(halves, world.weights)
+    print(f"{world.weights}: {world.weights.stat().st_size / 1e6:.2f} MB")
 
 
-def main() -> None:
+def main(world: World = TOY_WORLD, prog: str = "python -m toy.train") -> None:
+    """Train one stage of a world, as the command line says."""
     from tools.install import import_comfy
 
     import_comfy()
-    parser = argparse.ArgumentParser(prog="python -m toy.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("stage", choices=("autoencoder", "diffusion", "decoder", "pack"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -355,16 +380,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.stage == "autoencoder":
-        train_autoencoder(options.steps or 4000, options.batch or 8, options.rate or 1.5e-3)
+        train_autoencoder(world, options.steps or 4000, options.batch or 8, options.rate or 1.5e-3)
     if options.stage == "decoder":
         train_decoder(
-            options.steps or 1500, options.batch or 8, options.rate or 6e-4, options.noise
+            world, options.steps or 1500, options.batch or 8, options.rate or 6e-4, options.noise
         )
     if options.stage == "pack":
-        pack_weights()
+        pack_weights(world)
     if options.stage == "diffusion":
         train_diffusion(
-            options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes
+            world, options.steps or 8000, options.batch or 32, options.rate or 8e-4, options.scenes
         )
 
 

@@ -1,0 +1,1 @@
+"""A second world of captioned pictures and its model, for judgement alone."""
