@@ -217,6 +217,11 @@ class Controller(ControlOptions):
         """Keeps what is to be shown of a run that is over and gave `samples` [rows, C, H, W]."""
         return None
 
+    def remark(self, state: Any) -> tuple[str, ...]:
+        """What people should know of a run that is over, in sentences; none where all went as they
+        asked. The report puts the title in front of each."""
+        return ()
+
 
 def in_order(controllers: tuple[Controller, ...]) -> tuple[Controller, ...]:
     """A chain by rank, so that the order of control nodes does not matter; equals keep theirs."""

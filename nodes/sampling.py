@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host.tasks.editing import edit, edit_guider
 from .sockets import CATEGORY, edit_inputs, guidance_input
@@ -44,7 +44,9 @@ class PivotEditSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, inversion: Any, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(*edit(model, inversion, **options))
+        edited, reconstructed, report, mask = edit(model, inversion, **options)
+        shown = ui.PreviewText(report)
+        return io.NodeOutput(edited, reconstructed, report, mask, ui=shown)
 
 
 class PivotEditGuider(io.ComfyNode):

@@ -169,7 +169,7 @@ class EditGuider(RowsGuider):
                 WHERE,
             )
         self.trajectory.check_matches(latent_image[: self.trajectory.batch], WHERE)
-        self.rows_run = 0
+        self.rows_run, self.remarks = 0, ()
         return super().sample(noise, latent_image, sampler, sigmas, None, *args, **kwargs)
 
     def _replaying(self, sampler: Any) -> ReplaySampler:

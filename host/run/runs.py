@@ -10,6 +10,7 @@ groups of one source and n targets.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,8 @@ class RowsGuider(comfy.samplers.CFGGuider):
 
     step: EditStep
     """What such a step consists of."""
+    remarks: tuple[str, ...] = ()
+    """What the controllers said of its last run."""
 
     def batch_rows(self) -> tuple[Row, ...]:
         """What each row of the sampler's batch is."""
@@ -171,6 +174,15 @@ class Run:
         for controller, state in self.states:
             controller.finish(samples, self.rows, state)
 
+    def remarks(self) -> tuple[str, ...]:
+        """What the controllers have to say of the finished run, each sentence once."""
+        said = [
+            f"{controller.title}: {remark}"
+            for controller, state in self.states
+            for remark in controller.remark(state)
+        ]
+        return tuple(dict.fromkeys(said))
+
 
 def run_of(model_options: dict[str, Any]) -> Run | None:
     """The run that is going on, if any."""
@@ -226,9 +238,18 @@ def around_run(
         if steps > 0 and not run.own_steps:
             samples = run.after_step(samples, Place(steps - 1, steps, run.levels[-2]))
         run.finish(samples)
+        _say(guider, run.remarks())
     finally:
         options.pop(RUN, None)
     return samples
+
+
+def _say(guider: Any, remarks: tuple[str, ...]) -> None:
+    """Hands the remarks of a run to a guider of ours, and to the host's log in any case."""
+    if isinstance(guider, RowsGuider):
+        guider.remarks = remarks
+    for remark in remarks:  # stock sampler nodes have no other place for them
+        logging.info(remark)
 
 
 def around_prediction(

@@ -53,9 +53,9 @@ def edit(
         trajectory, guider.source_cfg, conditioning_fingerprint(negative)
     )
     cost = f"{result.rows_per_step:.2f} UNet rows a step"
-    report = f"{settings}, {cost}{f'; {remark}' if remark else ''}"
+    report = [f"{settings}, {cost}{f'; {remark}' if remark else ''}", *guider.remarks]
     mask = blend_mask(model, result.edited)
-    return {"samples": result.edited}, {"samples": result.reconstructed}, report, mask
+    return {"samples": result.edited}, {"samples": result.reconstructed}, "\n".join(report), mask
 
 
 def replay(

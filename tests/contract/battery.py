@@ -512,6 +512,21 @@ def state_dropped(example: Example) -> None:
     require(not alive, "what a controller keeps is dropped with its state", *sorted(alive))
 
 
+def remarks(example: Example) -> None:
+    """What a controller says of a run are whole sentences, the same in equal runs."""
+    control, said = example.method, list[tuple[str, ...]]()
+    for _ in range(2):
+        state = control.begin()
+        Trial(control).outputs(state)
+        said.append(control.remark(state))
+    for each in (*said, control.remark(control.begin())):
+        require(isinstance(each, tuple), "remark gives a tuple of sentences", repr(each))
+        for line in each:
+            whole = isinstance(line, str) and line.endswith(".") and "\n" not in line
+            require(whole, "a remark is a whole sentence in one line", repr(line))
+    require(said[0] == said[1], "equal runs have equal remarks", *said)
+
+
 # -- what a run of an edit needs ---------------------------------------------------------------
 
 N, CFG = 6, 3.0
@@ -1103,6 +1118,7 @@ CHECKS: dict[str, dict[str, Check]] = {
         "does_something": does_something,
         "extra_keys": extra_keys,
         "state_dropped": state_dropped,
+        "remarks": remarks,
     },
     "rule": {
         "guide_shape": guide_shape,

@@ -408,6 +408,28 @@ class KeepsKeys(Borrow):
         return super().__call__(call, attend, state)
 
 
+class SaysOneSentence(Borrow):
+    """Says a text, whose letters would be remarks."""
+
+    def remark(self, state: Any) -> Any:
+        return "All is well."
+
+
+class SaysNoSentence(Borrow):
+    """Says what is no sentence."""
+
+    def remark(self, state: Any) -> tuple[str, ...]:
+        return ("mask 0.3",)
+
+
+class SaysMoreEachTime(Borrow):
+    """Counts its runs in its remark."""
+
+    def remark(self, state: Any) -> tuple[str, ...]:
+        SHARED.append(None)
+        return (f"This is run {len(SHARED)}.",)
+
+
 class Widens(Borrow):
     """Returns fp32, whatever comes."""
 
@@ -1153,6 +1175,7 @@ BROKEN: dict[str, dict[str, tuple[type, ...]]] = {
         "does_something": (DoesNothing, NeverOpen, ReadsWithPolicies, SetsInSecret, CutsTokens),
         "extra_keys": (CountsKeys, FlatKeys),
         "state_dropped": (KeepsKeys,),
+        "remarks": (SaysOneSentence, SaysNoSentence, SaysMoreEachTime),
     },
     "rule": {
         "guide_shape": (WidensDelta, TargetsOnly, EditsBeyond),

@@ -15,6 +15,7 @@ from pivot_edit.core import step
 from pivot_edit.core.control import Controller
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.words import Prompt, PromptPair, Word
+from pivot_edit.host.model.layers import layers_of
 from pivot_edit.host.run.patching import add_controller
 from pivot_edit.host.tasks.editing import edit, edit_guider
 from pivot_edit.host.tasks.inversion import InversionParts, invert_latent
@@ -31,6 +32,22 @@ class Passthrough(Controller):
 
     def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
         return attend(call)
+
+
+class Remarks(Passthrough):
+    """A controller that counts its calls and says so."""
+
+    title = "Counter"
+
+    def begin(self) -> list[None]:
+        return []
+
+    def __call__(self, call: Any, attend: Any, state: Any) -> torch.Tensor:
+        state.append(None)
+        return attend(call)
+
+    def remark(self, state: Any) -> tuple[str, ...]:
+        return (f"It saw {len(state)} calls.", "It is well.")
 
 
 def pair(changed: int = 3, words: int = 6) -> PromptPair:
@@ -91,6 +108,47 @@ def test_a_controller_that_changes_nothing_is_bit_equal_to_none(
     plain = run(model, trajectory, texts, correction)
     passed = run(add_controller(model, Passthrough()), trajectory, texts, correction)
     assert torch.equal(plain[0], passed[0]) and torch.equal(plain[1], passed[1])
+
+
+def test_what_controllers_remark_of_a_run_is_in_the_report_and_on_the_node(
+    trajectory, texts, model, caplog
+) -> None:
+    """Each sentence once, and those of the last run only."""
+    from pivot_edit.nodes.sampling import PivotEditSampler
+
+    watched = add_controller(add_controller(model, Remarks()), Remarks())
+    calls = 2 * len(layers_of(model)) * trajectory.steps
+    expected = [f"Counter: It saw {calls} calls.", "Counter: It is well."]
+    for _ in range(2):
+        assert run(watched, trajectory, texts)[2].splitlines()[1:] == expected
+    options = {**texts, "cfg": 5.0, "correction": "direct"}
+    with caplog.at_level("INFO"):
+        node = PivotEditSampler.execute(watched, trajectory, **options)
+    assert node.args[2].splitlines()[1:] == expected
+    assert node.ui.as_dict()["text"] == (node.args[2],)
+    assert [line for line in caplog.messages if line.startswith("Counter")] == expected
+    plain = run(model, trajectory, texts)[2]
+    assert len(plain.splitlines()) == 1
+
+
+def test_a_run_that_fails_leaves_no_remarks_of_the_run_before(
+    trajectory, texts, model, monkeypatch
+) -> None:
+    parts = InversionParts.of(model, trajectory, "direct")
+    guider = edit_guider(
+        add_controller(model, Remarks()), trajectory, **texts, cfg=5.0, correction="direct"
+    )
+    noise, latent = parts.noise.generate_noise(parts.latent), parts.latent["samples"]
+    guider.sample(noise, latent, parts.sampler, parts.sigmas, seed=0)
+    assert len(guider.remarks) == 2
+
+    def stop(*args: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(step, "check_finite", stop)
+    with pytest.raises(RuntimeError, match="planted"):
+        guider.sample(noise, latent, parts.sampler, parts.sigmas, seed=0)
+    assert guider.remarks == ()
 
 
 def test_running_the_source_row_for_a_controller_changes_only_rounding(
