@@ -217,12 +217,17 @@ def test_half_precision_points_the_same_way(plain, vae, dtype) -> None:
     wanted = slopes(plain, picture_energy, [x], wrt, vae=vae, decode_scale=0.5)[0]
     for name in wrt:
         assert found.gradient[name].dtype == torch.float32
-        for size, scaled in zip(sizes, found.gradient[name], strict=True):
-            gradient = scaled / size
-            assert cosine(gradient, wanted.gradient[name]) > 0.99, name
-            length = float(gradient.norm() / wanted.gradient[name].norm())
-            rounding = 16 * torch.finfo(dtype).eps  # of some layers there and back
-            assert length == pytest.approx(1.0, rel=rounding), name
+        first, *others = (
+            each / size for each, size in zip(found.gradient[name], sizes, strict=True)
+        )
+        # the same arithmetic up to a power of two: only the way back's last bits may differ
+        for other in others:
+            assert (other - first).norm() < 8 * torch.finfo(dtype).eps * first.norm(), name
+        # float32 is another model: how far rounding every layer leads away from it depends on the
+        # CPU (AVX2 alone: 15 % in bfloat16). A wrong power of two is a factor of 2 at least.
+        assert cosine(first, wanted.gradient[name]) > 0.95, name
+        length = first.norm() / wanted.gradient[name].norm()
+        assert length.log2().abs() < 0.5, name
 
 
 def test_pictures_of_a_batch_have_their_own_slopes(model, vae) -> None:
