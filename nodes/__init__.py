@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .compare import PivotCompare
+from .compare import PivotCompare, PivotPasteEdit
 from .guidance import PivotProximalGuidance, PivotProximalGuider
 from .inversion import PivotDDIMInversion, PivotInversionParts
 from .loaders import PivotToyModel
@@ -41,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     PivotAttentionMaps,
     PivotBlendMask,
     PivotCompare,
+    PivotPasteEdit,
 ]
 
 

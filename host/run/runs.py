@@ -66,6 +66,7 @@ class OwnSampler(comfy.samplers.Sampler):
         denoise_mask: Any = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
+        _check_whole(denoise_mask)
         self.check(model_wrap, sigmas, noise, latent_image)
         show = callback or (lambda i, denoised, x, steps: None)
         return self.run(model_wrap, sigmas, extra_args, show, latent_image)
@@ -354,6 +355,17 @@ def _check_deterministic(sampler: Any, title: str) -> None:
             "Samplers that add noise at every step give source and target different noise; choose "
             "euler.",
             title,
+        )
+
+
+def _check_whole(noise_mask: Any) -> None:
+    """Refuse a noise mask, which a walk along a trajectory cannot follow."""
+    if noise_mask is not None:
+        raise PivotError(
+            "a latent without a noise mask",
+            "one with it",
+            "Connect the mask to Local Blend: it keeps the source outside of it.",
+            "a replay of an inversion",
         )
 
 

@@ -75,8 +75,10 @@ def preview(model: Any, steps: int) -> Any:
 def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor:
     """The samples [B, C, H, W] of a LATENT.
 
-    Raises PivotError for NaN, for nested latents, and for a wrong number of channels.
+    Raises PivotError for NaN, for nested latents, for a wrong number of channels, and for a noise
+    mask.
     """
+    check_unmasked(latent, where)
     samples = latent["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         raise PivotError(
@@ -91,6 +93,18 @@ def check_latent(latent: dict[str, Any], model: Any, where: str) -> torch.Tensor
             where,
         )
     return check_finite(samples, "the latent", where)
+
+
+def check_unmasked(latent: dict[str, Any], where: str) -> None:
+    """Raise PivotError for a LATENT with a noise mask, whose picture may have a grey hole."""
+    if latent.get("noise_mask") is not None:
+        raise PivotError(
+            "a latent of the whole picture",
+            "one with a noise mask (Set Latent Noise Mask, VAE Encode (for Inpainting))",
+            "Use VAE Encode alone, and connect the mask to Local Blend's mask: it keeps the "
+            "source outside of it.",
+            where,
+        )
 
 
 def run_inversion(

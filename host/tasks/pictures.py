@@ -7,6 +7,9 @@ from typing import Any
 import torch
 
 from ...core.errors import check_finite
+from ...core.pictures import check_rows, corner_of, cut, paste, rows, size_of
+
+COMPARE = "Decode and Compare"
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
@@ -14,28 +17,58 @@ def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
     return check_finite(vae.decode(latent["samples"]), "the decoded picture", "VAE decode")
 
 
-def comparison(*pictures: torch.Tensor, gap: int = 8) -> torch.Tensor:
-    """Pictures [B, H, W, 3] side by side on white, at the last one's size and on its device.
+def check_comparable(
+    image: torch.Tensor, edited: dict[str, Any], reconstructed: dict[str, Any]
+) -> None:
+    """Raise PivotError, before anything is decoded, unless edits are of these pictures."""
+    counts = {"pictures": len(image), "reconstructions": len(reconstructed["samples"])}
+    check_rows(len(edited["samples"]), COMPARE, **counts)
 
-    All are centred and cropped alike.
+
+def comparison(
+    vae: Any,
+    image: torch.Tensor,
+    reconstructed: torch.Tensor,
+    edited: torch.Tensor,
+    gap: int = 8,
+) -> torch.Tensor:
+    """Source, reconstruction and edit [B, H, W, 3] side by side on white, a row for every edit.
+
+    Of the source the part that was encoded is shown. All have the edit's size and device.
     """
+    height, width = size_of(edited)
+    columns: list[torch.Tensor] = []
+    for picture in (encoded(vae, image, size_of(edited)), reconstructed, edited):
+        column = rows(_sized(picture.to(edited.device), height, width), len(edited))
+        columns += [column, torch.ones_like(column[:, :, :1]).expand(-1, -1, gap, -1)]
+    return torch.cat(columns[:-1], dim=2)
+
+
+def encoded(vae: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The part of an IMAGE that a VAE has encoded to a size; all of it if that is of another."""
+    corner = corner_of(size, size_of(image), factor_of(vae))
+    return image if corner is None else cut(image, corner, size)
+
+
+def factor_of(vae: Any) -> int:
+    """Pixels along one side of a latent's position, to which a VAE crops pictures."""
+    return int(vae.spacial_compression_encode()) if vae.crop_input else 1
+
+
+def paste_edit(
+    vae: Any,
+    image: torch.Tensor,
+    edited: torch.Tensor,
+    feather: int,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edits within their pictures, and the masks they are pasted by (core/pictures.py)."""
+    return paste(image, edited, factor_of(vae), mask, feather)
+
+
+def _sized(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pictures in three channels at a size, centred and cropped."""
     from comfy.utils import common_upscale
 
-    height, width = pictures[-1].shape[1:3]
-    batch = max(len(picture) for picture in pictures)
-    columns = []
-    for picture in pictures:
-        # under --gpu-only a loaded picture is on the CPU, a decoded one is not
-        fitted = common_upscale(
-            picture[..., :3].to(pictures[-1].device).movedim(-1, 1),
-            width,
-            height,
-            "lanczos",
-            "center",
-        ).movedim(1, -1)
-        fitted = fitted.expand(batch, -1, -1, -1) if len(fitted) == 1 else fitted[:batch]
-        columns += [
-            fitted,
-            torch.ones(batch, height, gap, 3, dtype=fitted.dtype, device=fitted.device),
-        ]
-    return torch.cat(columns[:-1], dim=2)
+    coloured = picture[..., :3].expand(-1, -1, -1, 3).movedim(-1, 1)
+    return common_upscale(coloured, width, height, "lanczos", "center").movedim(1, -1)

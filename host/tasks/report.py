@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...core.errors import PivotError
+from ...core.pictures import corner_of, cut, size_of
 from ...core.quality import (
     NoiseFigures,
     Quality,
@@ -77,17 +78,16 @@ def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
 
     It is the middle of the picture, in whole latent positions.
     """
-    sizes = [PIXELS * size for size in trajectory.latents.shape[-2:]]
-    spare = [have - want for have, want in zip(image.shape[1:3], sizes, strict=True)]
-    if len(image) != trajectory.batch or not all(0 <= each < PIXELS for each in spare):
+    part = (PIXELS * trajectory.latents.shape[-2], PIXELS * trajectory.latents.shape[-1])
+    corner = corner_of(part, size_of(image), PIXELS)
+    if len(image) != trajectory.batch or corner is None:
         raise PivotError(
-            f"the picture that was inverted, {trajectory.batch} of {sizes[1]}x{sizes[0]}",
+            f"the picture that was inverted, {trajectory.batch} of {part[1]}x{part[0]}",
             f"{len(image)} of {image.shape[2]}x{image.shape[1]}",
             "Connect the image that went into VAE Encode.",
             WHERE,
         )
-    top, left = (each // 2 for each in spare)
-    return image[:, top : top + sizes[0], left : left + sizes[1], :3]
+    return cut(image, corner, part)[..., :3]
 
 
 def _figures(quality: Quality, settings: str) -> str:

@@ -25,6 +25,7 @@ from ...core.storage import (
 from ...core.trajectory import Trajectory
 from ...inversion import correction_for, rule_for
 from ..model.checks import check_same_model
+from ..run.sampling import check_unmasked
 from .masks import PIXELS
 
 PREFIX = "pivot/inversion"
@@ -45,9 +46,9 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
     root = pathlib.Path(folder_paths.get_output_directory()).resolve()
     height, width = (PIXELS * size for size in trajectory.latents.shape[-2:])
     trajectory = dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt)
-    with _explained(prefix):
+    with explained(prefix, SAVE):
         # before ComfyUI makes the folders of the prefix
-        _check_inside(root / prefix, root, prefix, SAVE)
+        check_prefix(prefix, SAVE)
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
             prefix, str(root), width, height
         )
@@ -57,8 +58,14 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
     return name, report + (f"; half precision, {_cost(trajectory)}" if half else "")
 
 
+def check_prefix(prefix: str, where: str) -> None:
+    """Raise PivotError for a prefix that leads out of the output folder, by links too."""
+    root = pathlib.Path(folder_paths.get_output_directory()).resolve()
+    _check_inside(root / prefix, root, prefix, where)
+
+
 @contextlib.contextmanager
-def _explained(prefix: str) -> Iterator[None]:
+def explained(prefix: str, where: str) -> Iterator[None]:
     """Raise what the file system refuses as a PivotError that says what to do."""
     try:
         yield
@@ -68,7 +75,7 @@ def _explained(prefix: str) -> Iterator[None]:
             ("an output folder that can be written", "Look at its rights and its free space."),
         )
         reason = error.strerror or type(error).__name__
-        raise PivotError(expected, f"{prefix!r:.100}: {reason}", do, SAVE) from error
+        raise PivotError(expected, f"{prefix!r:.100}: {reason}", do, where) from error
 
 
 _NO_FOLDER = ("folders on the way to the file", "A file has that name: choose another prefix.")
@@ -115,6 +122,7 @@ def load(
     if model is not None:
         check_same_model(model, trajectory, LOAD)
     if latent is not None:
+        check_unmasked(latent, LOAD)
         trajectory.check_matches(latent["samples"], LOAD)
     precision = "half" if stored.half else "full"
     return (
@@ -180,10 +188,30 @@ def _check_inside(path: pathlib.Path, root: pathlib.Path, name: str, where: str)
     except (ValueError, OSError, RuntimeError):  # a null byte, a name too long, links in a circle
         resolved = None
     if resolved is None or not resolved.is_relative_to(root):
+        link = _link_to_outside(path, root)
+        if link is not None:
+            raise PivotError(
+                f"a name inside of {root}",
+                f"{name!r}, where {link.name!r} is a link to {os.readlink(link)}",
+                "Links that lead out of the folder are not followed. Choose another folder, or "
+                "start ComfyUI with --output-directory or --input-directory: these may be links.",
+                where,
+            )
         raise PivotError(
             f"a name inside of {root}", repr(name), "Use no absolute path and no '..'.", where
         )
     return resolved
+
+
+def _link_to_outside(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
+    """The first link on a path within `root` that leads out of it."""
+    with contextlib.suppress(ValueError, OSError, RuntimeError):
+        parts = pathlib.Path(os.path.abspath(path)).relative_to(root).parts
+        for count in range(1, len(parts) + 1):
+            step = root.joinpath(*parts[:count])
+            if step.is_symlink() and not step.resolve().is_relative_to(root):
+                return step
+    return None
 
 
 def _inversions(root: pathlib.Path) -> Iterator[str]:

@@ -231,7 +231,7 @@ def test_a_name_that_leads_out_is_refused_even_if_it_is_an_inversion(folders, sm
     name = name.format(base=folders)
     for use in (storage.load, storage.find, storage.stamp):
         with pytest.raises(
-            PivotError, match=r"a name inside of .* in Load Inversion\. Use no absolute path"
+            PivotError, match=r"a name inside of .* in Load Inversion\. (Use no absolute|Links)"
         ):
             use(name)
     assert "a name inside of" in PivotLoadInversion.validate_inputs(name)
@@ -257,6 +257,35 @@ def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -
     with pytest.raises(PivotError, match="a name inside of .* in Save Inversion"):
         storage.save(small, prefix, False)
     assert not list(folders.glob("outside*"))
+
+
+@pytest.mark.parametrize("name", ["big/inv", "deep/big/er/inv", "big", "big/../big/inv"])
+def test_a_link_that_leads_out_is_named_as_one(folders, small, name) -> None:
+    """ComfyUI 0.30.0 does not follow it either, and 0.16.3 does."""
+    (folders / "disk" / "er").mkdir(parents=True)
+    (folders / "output" / "deep").mkdir()
+    for place in ("big", "deep/big"):
+        (folders / "output" / place).symlink_to(folders / "disk")
+    message = f"'big' is a link to {folders}/disk in Save Inversion.*--output-directory"
+    with pytest.raises(PivotError, match=message):
+        storage.save(small, f"{name}/x", False)
+    with pytest.raises(PivotError, match=f"'big' is a link to {folders}/disk in Load Inversion"):
+        storage.load(f"{name}.safetensors [output]" if name != "big" else "big [output]")
+    assert not list((folders / "disk").rglob("*.safetensors"))
+
+
+def test_links_within_the_folder_and_the_folder_itself_as_a_link_are_followed(
+    folders, small, monkeypatch
+) -> None:
+    (folders / "disk" / "real").mkdir(parents=True)
+    (folders / "disk" / "link").symlink_to("real")
+    (folders / "big").symlink_to(folders / "disk")
+    monkeypatch.setattr("folder_paths.output_directory", str(folders / "big"))
+    name = storage.save(small, "link/inv", False)[0]
+    assert (folders / "disk" / "real" / "inv_00001_.safetensors").is_file()
+    assert storage.load(name)[0].prompt == "a cat"
+    with pytest.raises(PivotError, match="Use no absolute path"):
+        storage.save(small, "../inv", False)
 
 
 def test_another_model_is_refused(folders, model, kind, texts, trajectory) -> None:
