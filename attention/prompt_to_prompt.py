@@ -275,7 +275,8 @@ class PromptToPromptOptions(ControlOptions):
         "auto",
         MODES,
         "replace: swap words one for one (equal word counts); refine: add or remove words; auto: "
-        "replace where the counts agree, else refine; reweight: by position, for weights alone.",
+        "replace where the counts agree and no word has moved, else refine; reweight: by position, "
+        "for weights alone.",
     )
     cross: Window = options.window(
         PromptToPrompt.cross,

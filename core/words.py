@@ -2,28 +2,27 @@
 2208.01626, sec. 3.2).
 
 A column is an index into the text encoder's output, `chunk * 77 + position`; long prompts have
-several chunks. Words are whitespace-separated; comparing ignores case and surrounding punctuation.
+several chunks. Where words end is said in `spelling`; comparing ignores case and surrounding
+punctuation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
 from .errors import PivotError
+from .spelling import bare, has_signs, is_spaceless, names, stem
 
 CHUNK = 77
+LONGEST = 64 * CHUNK
+"""The columns of the longest prompt that is aligned: a mapper of 97 MB."""
 MODES = ("auto", "replace", "refine", "reweight")
 MAPPERS = ("fixed", "legacy")
-_PUNCTUATION = "\"'`.,;:!?()[]{}<>…“”‘’«»、。，！？；：（）-–—"
-
-
-def bare(word: str) -> str:
-    """A word as it is compared: without case and surrounding punctuation."""
-    return word.strip(_PUNCTUATION).casefold()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Word:
     """All its token columns."""
     core: tuple[int, ...]
     """Those without surrounding punctuation."""
+    stem: tuple[int, ...] = ()
+    """Those without an ending such as 's, where it has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Prompt:
     words: tuple[Word, ...]
     tokens: tuple[int, ...]
     """The token id of every column, special ones and padding included."""
+    chunk: int = CHUNK
+    """The columns that the text encoder reads at once."""
 
     def find(self, phrase: str) -> tuple[int, ...]:
         """The columns of every occurrence of a word or phrase, without its punctuation.
@@ -61,21 +64,40 @@ class Prompt:
         return columns
 
     def seek(self, phrase: str) -> tuple[int, ...]:
-        """The columns that `find` gives, or none if the phrase does not occur."""
-        parts = [bare(part) for part in phrase.split()]
-        words = [bare(word.text) for word in self.words]
-        starts = [i for i in range(len(words)) if parts and words[i : i + len(parts)] == parts]
+        """The columns that `find` gives, or none if the phrase does not occur.
+
+        `dog` finds the dog of `dog's`, and `dog's` finds both.
+        """
+        parts = names(phrase)
         return tuple(
-            column
-            for start in starts
-            for word in self.words[start : start + len(parts)]
-            for column in word.core
+            column for start in range(len(self.words)) for column in self._columns_at(start, parts)
         )
+
+    def _columns_at(self, start: int, parts: Sequence[str]) -> tuple[int, ...]:
+        """The columns of the words from `start` on, if they are those of a phrase."""
+        columns: list[int] = []
+        at = start
+        while parts and at < len(self.words):
+            word, spelled = self.words[at], self._names[at]
+            if spelled and tuple(parts[: len(spelled)]) == spelled:
+                columns += word.core
+            elif spelled and word.stem and parts[0] == stem(spelled[0]):
+                columns += word.stem
+            elif spelled or not columns:  # a comma alone may stand between two words
+                return ()
+            parts, at = parts[len(spelled) :], at + 1
+        return () if parts else tuple(columns)
+
+    @functools.cached_property
+    def _names(self) -> tuple[tuple[str, ...], ...]:
+        """Every word as it is compared. Signs that share a token are one word of several names."""
+        return tuple(tuple(names(word.text)) for word in self.words)
 
     @property
     def listed(self) -> str:
         """The different words there are, for messages."""
-        return ", ".join(dict.fromkeys(name for word in self.words if (name := bare(word.text))))
+        spelled = (name for each in self._names for name in each if bare(name))
+        return ", ".join(dict.fromkeys(spelled))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,14 +135,16 @@ class PromptPair:
     def align(self, mode: str = "auto", mapper: str = "fixed") -> Alignment:
         """The alignment of the two prompts.
 
-        The mode `auto` replaces words where the word counts agree, else it refines. The mapper is
+        The mode `auto` replaces words where `one_by_one` says so, else it refines. The mapper is
         fixed, or legacy for the tables of the public implementations with their quirks, which hold
         one chunk only. Raises PivotError for an unknown mode or mapper, or when the prompts cannot
         be aligned so.
         """
-        for name, value, names in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
-            if value not in names:
-                raise PivotError(f"{name} to be one of {names}", repr(value), "Choose one of them.")
+        for name, value, choices in (("mode", mode, MODES), ("mapper", mapper, MAPPERS)):
+            if value not in choices:
+                raise PivotError(
+                    f"{name} to be one of {choices}", repr(value), "Choose one of them."
+                )
         if mapper == "legacy" and max(len(self.source.tokens), len(self.target.tokens)) > CHUNK:
             raise PivotError(
                 "prompts of at most 75 tokens for the legacy mapper",
@@ -129,18 +153,32 @@ class PromptPair:
             )
         if mode == "reweight":
             return align_positions(self.source, self.target)
-        same_count = len(self.source.words) == len(self.target.words)
-        if mode == "replace" and not same_count:
+        if mode == "replace" and len(self.source.words) != len(self.target.words):
             raise PivotError(
                 "as many words in the target prompt as in the source prompt to replace them one "
                 "by one",
                 f"{len(self.target.words)} and {len(self.source.words)}",
                 "Use mode refine or auto, or write prompts of equal length.",
             )
-        replace = mode == "replace" or (mode == "auto" and same_count)
+        replace = mode == "replace" or (mode == "auto" and self.one_by_one)
         if mapper == "legacy":
             return (legacy_replace if replace else legacy_refine)(self.source, self.target)
         return (align_replace if replace else align_refine)(self.source, self.target)
+
+    @functools.cached_property
+    def one_by_one(self) -> bool:
+        """Whether word i of the source stands for word i of the target.
+
+        There are as many words, spaces separate them, and pairs by place keep no fewer words than
+        a match that keeps their order: else words have moved.
+        """
+        if len(self.source.words) != len(self.target.words):
+            return False
+        if is_spaceless(self.source.text) or is_spaceless(self.target.text):
+            return False
+        old, new = ([bare(word.text) for word in one.words] for one in (self.source, self.target))
+        in_place = sum(a == b for a, b in zip(old, new, strict=True))
+        return in_place == len(old) or in_place >= len(_matches(old, new))
 
 
 Words = tuple[PromptPair, ...]
@@ -199,15 +237,15 @@ def windowed(
 
 
 def phrases(text: str) -> list[str]:
-    """A list of words or phrases, separated by commas, semicolons or lines."""
-    return [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]
+    """A list of words or phrases, separated by commas, semicolons or lines, also full-width."""
+    return [part.strip() for part in re.split(r"[,;\n，、､；]", text) if part.strip()]
 
 
 def word_weights(text: str) -> list[tuple[str, float]]:
     """`shiny: 2, red: -0.5` as pairs. Raises PivotError for anything else."""
     weights = []
     for part in phrases(text):
-        read = re.fullmatch(r"(.+?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
+        read = re.fullmatch(r"(.+?)\s*[:：]\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
         if read is None:
             raise PivotError(
                 "words with weights, such as `shiny: 2, red: -0.5`",
@@ -224,7 +262,7 @@ def word_windows(text: str) -> list[tuple[str, tuple[float, float]]]:
     windows = []
     number = r"(\d+\.?\d*|\.\d+)"
     for part in phrases(text):
-        read = re.fullmatch(rf"(.+?)\s*:\s*{number}(?:\s*-\s*{number})?", part)
+        read = re.fullmatch(rf"(.+?)\s*[:：]\s*{number}(?:\s*[-–－~～]\s*{number})?", part)
         if read is None:
             raise PivotError(
                 "words with windows, such as `star: 0.2-0.8, red: 0.5`",
@@ -276,22 +314,35 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
 def align_refine(source: Prompt, target: Prompt) -> Alignment:
     """The alignment by Needleman-Wunsch on token ids (match 1, mismatch -1, gap 0).
 
+    Tokens that are parts of a Chinese sign match in the same sign only.
+
     New columns keep their own attention. Padding reads padding of the same position. The references
     read whatever stands there, which are words of the source when the target is shorter (METHODS
     3.6).
     """
-    old = [column for word in source.words for column in word.columns]
-    new = [column for word in target.words for column in word.columns]
-    pairs = _needleman_wunsch([source.tokens[i] for i in old], [target.tokens[j] for j in new])
+    old, new = _written(source), _written(target)
+    columns = [*old], [*new]
+    pairs = [(columns[0][i], columns[1][j]) for i, j in _matches([*old.values()], [*new.values()])]
     mapper = torch.zeros(len(source.tokens), len(target.tokens))
     share = torch.zeros(len(target.tokens))
-    share[new] = 1.0
-    for i, j in pairs:
-        mapper[old[i], new[j]] = 1.0
-        share[new[j]] = 0.0
+    share[[*new]] = 1.0
+    if pairs:
+        read, reads = (list(columns) for columns in zip(*pairs, strict=True))
+        mapper[read, reads] = 1.0
+        share[reads] = 0.0
     _, unmatched = _map_specials(mapper, source, target)
     share[unmatched] = 1.0
     return Alignment(mapper, share, "refine", _explain_refine(source, target, mapper, share))
+
+
+def _written(prompt: Prompt) -> dict[int, tuple[int, str]]:
+    """What stands in the columns of a prompt's words: a token, and the sign it is a part of."""
+    return {
+        column: (prompt.tokens[column], sign)
+        for word in prompt.words
+        for sign in [bare(word.text) if has_signs(word.text) else ""]
+        for column in word.columns
+    }
 
 
 def legacy_replace(source: Prompt, target: Prompt) -> Alignment:
@@ -349,9 +400,9 @@ def _share(mapper: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> 
 def _specials(prompt: Prompt) -> list[list[int]]:
     """The columns without words of each chunk: the begin token, the end token, then padding."""
     words = {column for word in prompt.words for column in word.columns}
-    starts = range(0, len(prompt.tokens), CHUNK)
+    starts = range(0, len(prompt.tokens), prompt.chunk)
     return [
-        [c for c in range(start, start + CHUNK) if c not in words and c < len(prompt.tokens)]
+        [c for c in range(start, start + prompt.chunk) if c not in words and c < len(prompt.tokens)]
         for start in starts
     ]
 
@@ -372,40 +423,59 @@ def _map_specials(
         ]
         for i, j in pairs:
             mapper[i, j] = 1.0
-    alone_old = [i for chunk in old for i in chunk if not mapper[i].any()]
-    alone_new = [j for chunk in new for j in chunk if not mapper[:, j].any()]
+    read, reads = mapper.any(1).tolist(), mapper.any(0).tolist()
+    alone_old = [i for chunk in old for i in chunk if not read[i]]
+    alone_new = [j for chunk in new for j in chunk if not reads[j]]
     return alone_old, alone_new
 
 
-def _needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:
-    """The matched index pairs of two sequences, ascending.
+def _matches(old: Sequence[Hashable], new: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """The matched index pairs of two sequences by Needleman-Wunsch, ascending.
 
-    Ties go to insertion, then to deletion, as in the references.
+    Ties go to insertion, then to deletion, as in the references. They then fall on the earliest
+    pairs, so that a common beginning is matched as it stands.
     """
-    score = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
-    for i, a in enumerate(old):
-        for j, b in enumerate(new):
-            diagonal = score[i][j] + (1 if a == b else -1)
-            score[i + 1][j + 1] = max(score[i + 1][j], score[i][j + 1], diagonal)
-    i, j, pairs = len(old), len(new), []
+    same = next(
+        (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+        min(len(old), len(new)),
+    )
+    scores = _scores(old[same:], new[same:])
+    i, j, pairs = len(old) - same, len(new) - same, []
+    row, above = scores[i].tolist(), scores[max(i - 1, 0)].tolist()
     while i > 0 and j > 0:
-        if score[i][j] == score[i][j - 1]:
+        if row[j] == row[j - 1]:
             j -= 1
-        elif score[i][j] == score[i - 1][j]:
-            i -= 1
-        else:
-            i, j = i - 1, j - 1
-            pairs.append((i, j))
-    return pairs[::-1]
+            continue
+        if row[j] != above[j]:
+            j -= 1
+            pairs.append((same + i - 1, same + j))
+        i -= 1
+        row, above = above, scores[max(i - 1, 0)].tolist()
+    return [(i, i) for i in range(same)] + pairs[::-1]
+
+
+def _scores(old: Sequence[Hashable], new: Sequence[Hashable]) -> torch.Tensor:
+    """The scores [old + 1, new + 1] of all beginnings of two sequences: how many can be matched.
+
+    A mismatch is never better than two gaps. So a row is the running maximum of what the row above
+    offers.
+    """
+    numbers = {item: number for number, item in enumerate(dict.fromkeys([*old, *new]))}
+    targets = torch.tensor([numbers[item] for item in new], dtype=torch.int64)
+    scores = torch.zeros(len(old) + 1, len(new) + 1, dtype=torch.int16)
+    for i, item in enumerate(old if len(new) else ()):
+        diagonal = scores[i, :-1] + (targets == numbers[item])
+        scores[i + 1, 1:] = torch.maximum(scores[i, 1:], diagonal).cummax(0).values
+    return scores
 
 
 def _explain_refine(
     source: Prompt, target: Prompt, mapper: torch.Tensor, share: torch.Tensor
 ) -> str:
     """A refined alignment in words: what is new, what is gone, how much stays."""
-    new = [word.text for word in target.words if share[list(word.columns)].any()]
-    words = [column for word in target.words for column in word.columns]
-    lost = [word.text for word in source.words if not mapper[list(word.columns)][:, words].any()]
+    fresh, read = share.tolist(), mapper.any(1).tolist()
+    new = [word.text for word in target.words if any(fresh[column] for column in word.columns)]
+    lost = [word.text for word in source.words if not any(read[i] for i in word.columns)]
     unchanged = len(target.words) - len(new)
     parts = [f"{word!r} new" for word in new] + [f"{word!r} gone" for word in lost]
     return "; ".join([*parts, f"{unchanged} words kept"])
@@ -428,15 +498,17 @@ def columns_in_both(
     target: dict[int, None] = {}
     for phrase in listed:
         old, new = pair.source.seek(phrase), pair.target.seek(phrase)
-        source.update(dict.fromkeys(old or _counterpart(pair.target, pair.source, new)))
-        target.update(dict.fromkeys(new or _counterpart(pair.source, pair.target, old)))
+        if pair.one_by_one:
+            old, new = (
+                old or _counterpart(pair.target, pair.source, new),
+                new or _counterpart(pair.source, pair.target, old),
+            )
+        source.update(dict.fromkeys(old))
+        target.update(dict.fromkeys(new))
     return tuple(source), tuple(target)
 
 
 def _counterpart(prompt: Prompt, other: Prompt, columns: tuple[int, ...]) -> tuple[int, ...]:
-    """The columns, in another prompt, of the words that stand at the same place, if both have as
-    many words."""
-    if len(prompt.words) != len(other.words):
-        return ()
+    """The columns, in another prompt of as many words, of those that stand at the same place."""
     at = [index for index, word in enumerate(prompt.words) if set(word.core) & set(columns)]
     return tuple(column for index in at for column in other.words[index].core)

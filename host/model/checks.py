@@ -173,15 +173,23 @@ def check_same_model(model: Any, trajectory: Trajectory, where: str) -> None:
         )
 
 
-def check_same_source(source: Any, trajectory: Trajectory, where: str) -> None:
-    """Raise PivotError when the source conditioning is not the one that was inverted with."""
-    if conditioning_fingerprint(source) != trajectory.conditioning:
-        raise PivotError(
-            "the source conditioning that the inversion was made with",
-            "another one",
-            "Use one source prompt for the inversion and for the edit.",
-            where,
+def check_same_source(source: Any, trajectory: Trajectory, where: str, text: str = "") -> None:
+    """Raise PivotError when the source conditioning is not the one that was inverted with.
+
+    `text` is the prompt it was encoded from, where that is known.
+    """
+    if conditioning_fingerprint(source) == trajectory.conditioning:
+        return
+    got, advice = "another one", "Use one source prompt for the inversion and for the edit."
+    if text and text == trajectory.prompt:
+        got = f"the same text {text!r} encoded otherwise"
+        advice = (
+            "Connect one CLIP to both: clip skip or a LoRA on one side only encodes the text "
+            "otherwise, and so do other Conditioning nodes."
         )
+    elif text and trajectory.prompt:
+        got = f"that of {text!r}; the inversion's is {trajectory.prompt!r}"
+    raise PivotError("the source conditioning that the inversion was made with", got, advice, where)
 
 
 def _original(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:

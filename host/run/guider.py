@@ -19,7 +19,7 @@ from ...guidance import ClassifierFree
 from ...inversion import AUTO, correction_for, rule_for
 from ..model.checks import check_same_model, check_same_source, check_unet
 from ..text.conditioning import one_per_row, rows_in, stack_rows
-from ..text.prompts import Conditioning
+from ..text.prompts import Conditioning, prompt_of
 from ..text.unconds import WHERE, Unconds
 from .neighbours import check_edit_model
 from .patching import watched
@@ -87,7 +87,7 @@ class EditGuider(RowsGuider):
         check_unet(model, WHERE)
         check_edit_model(model, WHERE)
         check_same_model(model, trajectory, WHERE)
-        check_same_source(source, trajectory, WHERE)
+        check_same_source(source, trajectory, WHERE, prompt_of(source))
         super().__init__(watched(model))
         self.trajectory = trajectory
         self.choice = correction

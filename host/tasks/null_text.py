@@ -45,7 +45,7 @@ from ..run.replay import Show, denoiser
 from ..run.runs import OwnSampler
 from ..run.sampling import check_uncontrolled, preview
 from ..text.conditioning import rows_in, text_of, with_text
-from ..text.prompts import Conditioning
+from ..text.prompts import Conditioning, prompt_of
 
 WHERE = "Null-Text Optimize"
 _GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
@@ -335,4 +335,4 @@ def _check(
                 "ControlNet.",
                 WHERE,
             )
-    check_same_source(source, trajectory, WHERE)
+    check_same_source(source, trajectory, WHERE, prompt_of(source))

@@ -3,13 +3,15 @@ tokenizer."""
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from typing import Any
 
 import torch
 
 from ...core.errors import PivotError
-from ...core.words import Prompt, PromptPair, Word, bare
+from ...core.spelling import bare
+from ...core.words import LONGEST, Prompt, PromptPair, Word
+from .walk import Entry, Piece, nameless, walk, words_of
 
 Conditioning = list[tuple[torch.Tensor, dict[str, Any]]]
 PROMPT = "pivot_prompt"
@@ -20,7 +22,13 @@ def encode(clip: Any, text: str) -> Conditioning:
     """The CONDITIONING of a prompt, as the stock CLIP Text Encode node gives it, with the prompt
     noted in it."""
     check_clip(clip)
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
+    try:
+        tokens = clip.tokenize(text)
+    except IndexError as error:  # the host takes the first word behind `embedding:` unseen
+        if "embedding:" in text:
+            raise nameless(text) from error
+        raise
+    return clip.encode_from_tokens_scheduled(tokens, add_dict={PROMPT: text})
 
 
 def prompt_of(conditioning: Conditioning) -> str:
@@ -49,7 +57,8 @@ def check_prompt(text: str, what: str) -> str:
         raise PivotError(
             f"a {what} prompt",
             "an empty text",
-            "Describe the picture in a few words, e.g. 'a cat on a sofa'.",
+            "Describe the picture in a few words, e.g. 'a cat on a sofa'. Where it shall have no "
+            "words, connect the stock CLIP Text Encode with an empty text.",
         )
     return text
 
@@ -71,32 +80,76 @@ def read_pair(clip: Any, source: str, target: str) -> PromptPair:
 
 
 def read_prompt(clip: Any, text: str) -> Prompt:
-    """The words of a prompt and the token columns of each, by a walk over the real tokenization.
+    """The words of a prompt and the token columns of each, by the host's own walk over it.
 
-    CLIP's tokenizer never joins text across white space. So tokenizing word by word gives the same
-    tokens as the whole, which is checked. Weights such as `(word:1.2)` and embeddings are read as
-    ComfyUI reads them.
+    Weights such as `(word:1.2)` and embeddings are read as ComfyUI reads them. Raises PivotError
+    where the tokens hold other characters than the prompt, and for a prompt that is too long.
     """
-    tokenizer = _tokenizers(clip)[0]
-    chunks = tokenizer.tokenize_with_weights(text, return_word_ids=True)
-    flat = [entry for chunk in chunks for entry in chunk]
-    # the host numbers the words of a prompt from 1; 0 is what belongs to none
-    columns = [index for index, entry in enumerate(flat) if entry[2] != 0]
-    words, used = [], 0
-    for word in _split(text):
-        parts = [_count(tokenizer, part) for part in _parts(word)]
-        span = columns[used : used + sum(parts)]
-        used += len(span)
-        if span:
-            core = span[parts[0] : parts[0] + parts[1]] or span
-            words.append(Word(word, tuple(span), tuple(core)))
-    if used != len(columns):
+    tokenizer, *further = _tokenizers(clip)
+    check_length(len(text), 8 * LONGEST, "characters")
+    entries, pieces = walk(tokenizer, text)
+    check_length(len(entries), LONGEST, "token columns")
+    _check_interrupted()
+    for other in further:
+        _check_equal(text, entries, walk(other, text)[0])
+    words: list[Word] = []
+    before = " "
+    for piece in pieces:
+        added = _words_of(tokenizer, piece, [entries[column][0] for column in piece.columns])
+        if words and added and _is_glued(before, piece.text, added[0]):
+            words[-1] = _glued(words[-1], added.pop(0))
+        words += added
+        before = piece.text
+    tokens = tuple(_token_id(entry[0]) for entry in entries)
+    return Prompt(text, tuple(words), tokens, tokenizer.max_length)
+
+
+def _words_of(tokenizer: Any, piece: Piece, tokens: list[Any]) -> list[Word]:
+    """The words of a piece of a prompt. An embedding is one."""
+    if piece.is_embedding:
+        return [Word(piece.text, piece.columns, piece.columns)] if piece.columns else []
+    return words_of(tokenizer, piece, tokens)
+
+
+def _is_glued(before: str, text: str, word: Word) -> bool:
+    """Whether a piece begins with punctuation of the word before, as in `(red:1.2), star`."""
+    return not (bare(word.text) or before[-1:].isspace() or text[:1].isspace())
+
+
+def _glued(word: Word, punctuation: Word) -> Word:
+    return dataclasses.replace(
+        word,
+        text=word.text + punctuation.text,
+        columns=(*word.columns, *punctuation.columns),
+    )
+
+
+def check_length(length: int, most: int, what: str) -> None:
+    """Raise PivotError for a prompt whose alignment would be larger than memory."""
+    if length > most:
         raise PivotError(
-            f"a prompt whose words give its {len(columns)} tokens",
-            f"{used} tokens from {text!r}",
-            "Put spaces around unusual characters and around embedding:name.",
+            f"a prompt of at most {most} {what}",
+            f"{length}",
+            "Shorten the prompt; an alignment grows with the square of its length.",
         )
-    return Prompt(text, tuple(words), tuple(_token_id(entry[0]) for entry in flat))
+
+
+def _check_interrupted() -> None:
+    """Let the host stop here, where somebody has asked it to."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _check_equal(text: str, one: list[Entry], other: list[Entry]) -> None:
+    """Raise PivotError where two encoders do not read the same columns."""
+    counts = [sum(entry[2] != 0 for entry in entries) for entries in (one, other)]
+    if [entry[2] for entry in one] != [entry[2] for entry in other]:
+        raise PivotError(
+            "text encoders that read the same columns",
+            f"{counts[0]} and {counts[1]} tokens from {text!r}",
+            "Use an embedding that was trained for both encoders.",
+        )
 
 
 def _tokenizers(clip: Any) -> list[Any]:
@@ -104,35 +157,6 @@ def _tokenizers(clip: Any) -> list[Any]:
     tokenizer = getattr(clip, "tokenizer", None)
     inner = [getattr(tokenizer, name, None) for name in ("clip_l", "clip_g", "clip_h")]
     return [one for one in inner if one is not None and hasattr(one, "tokenize_with_weights")]
-
-
-def _split(text: str) -> list[str]:
-    """The words between white space, without ComfyUI's syntax for weights."""
-    from comfy.sd1_clip import escape_important, token_weights, unescape_important
-
-    return [
-        word
-        for part, _ in token_weights(escape_important(text), 1.0)
-        for word in unescape_important(part).split()
-    ]
-
-
-def _parts(word: str) -> tuple[str, str, str]:
-    """A word in three parts: leading punctuation, the word itself, trailing punctuation."""
-    if word.startswith("embedding:") or not bare(word):
-        return "", word, ""
-    start = re.search(re.escape(bare(word)), word, re.IGNORECASE)
-    if start is None:
-        return "", word, ""
-    return word[: start.start()], word[start.start() : start.end()], word[start.end() :]
-
-
-def _count(tokenizer: Any, text: str) -> int:
-    """How many tokens a part of a word has."""
-    if not text:
-        return 0
-    entries = tokenizer.tokenize_with_weights(text, return_word_ids=True, disable_weights=True)
-    return sum(entry[2] != 0 for chunk in entries for entry in chunk)
 
 
 def _token_id(token: Any) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import few, longest_common_subsequence, prompt
 
@@ -13,9 +15,12 @@ from pivot_edit.core.words import (
     Alignment,
     Prompt,
     PromptPair,
+    Word,
+    _matches,
     align_refine,
     align_replace,
     check_among,
+    columns_in_both,
     legacy_refine,
     legacy_replace,
     phrases,
@@ -88,6 +93,28 @@ def test_a_phrase_that_does_not_occur_is_an_error_that_lists_the_words(phrase: s
         prompt("A cat, a cat sat.").find(phrase)
 
 
+def test_a_word_is_found_without_its_ending_and_with_it() -> None:
+    dog = Word("dog's", (2, 3), (2, 3), (2,))
+    p = Prompt("a dog's tail", (Word("a", (1,), (1,)), dog, Word("tail", (4,), (4,))), (0,) * 77)
+    assert p.find("dog") == (2,) and p.find("Dog’s") == (2, 3)
+    assert p.find("dog tail") == (2, 4) and p.find("dog's tail") == (2, 3, 4)
+    assert p.listed == "a, dog's, tail"
+    for phrase in ("do", "dogs", "s", "'s", "dog's dog"):
+        assert p.seek(phrase) == ()
+
+
+def test_signs_on_one_token_are_found_together_and_not_apart() -> None:
+    p = Prompt("a 😂😂", (Word("a", (1,), (1,)), Word("😂😂", (2,), (2,))), (0,) * 77)
+    assert p.find("😂😂") == (2,) and p.seek("😂") == ()
+
+
+def test_a_comma_alone_may_stand_in_a_phrase_but_no_other_sign() -> None:
+    p = prompt("red , blue")
+    assert p.find("red blue") == p.find("red , blue") == (*p.words[0].core, *p.words[2].core)
+    assert prompt("red | blue").seek("red blue") == ()
+    assert prompt("a ?! b").find("?!") == prompt("a ?! b").words[1].core
+
+
 # choosing a mode
 
 
@@ -99,6 +126,36 @@ def test_auto_replaces_where_the_word_counts_agree_whatever_the_token_counts() -
 
 def test_auto_refines_where_the_word_counts_differ() -> None:
     assert SILVER.align().mode == "refine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mode"),
+    [
+        ("a dotted yellow square at the right", "a yellow square at the far right", "refine"),
+        ("a big red star", "a red star now", "refine"),
+        ("star, red", "Red star", "refine"),  # in place none is kept, in order one
+        ("a cat and a dog", "a dog and a cat", "replace"),
+        ("a red star at the left", "a blue moon at the right", "replace"),
+        ("a cat", "the dog", "replace"),
+        ("红色的星", "蓝色的星", "refine"),
+        ("a 红 star", "a 蓝 star", "replace"),
+    ],
+)
+def test_auto_refines_where_words_have_moved_and_where_no_spaces_are(
+    old: str, new: str, mode: str
+) -> None:
+    pair = PromptPair(prompt(old), prompt(new))
+    assert pair.one_by_one is (mode == "replace")
+    assert pair.align().mode == mode and pair.align("replace").mode == "replace"
+
+
+def test_words_that_have_moved_have_no_counterpart_in_their_place() -> None:
+    """dotted is no longer there; yellow stands in its place, and is another word."""
+    moved = PromptPair(prompt("a dotted yellow star here"), prompt("a yellow star here now"))
+    assert columns_in_both(moved, ["dotted"]) == ((2,), ())
+    assert columns_in_both(moved, ["yellow"]) == ((3,), (2,))
+    still = PromptPair(prompt("a dotted yellow star"), prompt("a plain yellow star"))
+    assert columns_in_both(still, ["dotted"]) == ((2,), (2,))
 
 
 def test_refine_can_be_asked_for_at_equal_word_counts() -> None:
@@ -248,6 +305,57 @@ def test_ties_of_the_alignment_fall_as_in_the_references(
     first = columns_of(source)[0]
     found = sources_of(align_refine(source, target), columns_of(target))
     assert [column - first if column >= 0 else -1 for column in found] == matched
+
+
+def plain_needleman_wunsch(old: list[int], new: list[int]) -> list[tuple[int, int]]:
+    """As written in the references: the whole table, then back from its end."""
+    table = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    for i, a in enumerate(old):
+        for j, b in enumerate(new):
+            diagonal = table[i][j] + (1 if a == b else -1)
+            table[i + 1][j + 1] = max(table[i + 1][j], table[i][j + 1], diagonal)
+    i, j, pairs = len(old), len(new), []
+    while i > 0 and j > 0:
+        if table[i][j] == table[i][j - 1]:
+            j -= 1
+        elif table[i][j] == table[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+    return pairs[::-1]
+
+
+numbers = st.lists(st.integers(0, 3), max_size=14)
+
+
+@settings(few, max_examples=300)
+@given(numbers, numbers, numbers)
+def test_the_quick_match_is_the_plain_one_with_all_its_ties(
+    start: list[int], old: list[int], new: list[int]
+) -> None:
+    old, new = start + old, start + new
+    assert _matches(old, new) == plain_needleman_wunsch(old, new)
+
+
+@pytest.mark.parametrize("mode", ["refine", "auto"])
+def test_two_thousand_words_are_aligned_in_seconds(mode: str) -> None:
+    """The plain table takes 4 million steps of Python and a gigabyte of numbers."""
+    words = [f"w{i % 97}" for i in range(2000)]
+    source, target = prompt(" ".join(words)), prompt("new " + " ".join(words[:-1]))
+    began = time.process_time()
+    alignment = PromptPair(source, target).align(mode)
+    assert time.process_time() - began < 3.0
+    assert alignment.mode == "refine" and alignment.note == "'new' new; 'w59' gone; 1999 words kept"
+
+
+def test_chunks_of_another_length_pair_their_own_begin_and_end() -> None:
+    """Long-CLIP reads 248 columns at once."""
+    tokens = (0, 5, 6, 1) + (1,) * 244
+    words = (Word("a", (1,), (1,)), Word("b", (2,), (2,)))
+    long = Prompt("a b", words, tokens, 248)
+    assert torch.equal(align_replace(long, long).mapper, torch.eye(248))
+    assert torch.equal(align_refine(long, long).mapper, torch.eye(248))
 
 
 @few
@@ -487,6 +595,7 @@ def test_weights_and_windows_of_words_that_the_target_lacks_are_errors_that_list
         (" ,; \n,", []),
         ("cat", ["cat"]),
         ("cat, blue hair;dog\n  red   sofa ,", ["cat", "blue hair", "dog", "red   sofa"]),
+        ("red，blue hair、星；dog", ["red", "blue hair", "星", "dog"]),
     ],
 )
 def test_phrases_are_separated_by_commas_semicolons_or_lines(text: str, parts: list[str]) -> None:
@@ -501,6 +610,7 @@ def test_phrases_are_separated_by_commas_semicolons_or_lines(text: str, parts: l
         ("blue hair:.5;x : +3.\ny:0", [("blue hair", 0.5), ("x", 3.0), ("y", 0.0)]),
         ("at 3:4: 2, storm-trooper: 1", [("at 3:4", 2.0), ("storm-trooper", 1.0)]),
         ("red: 1, red: 2", [("red", 1.0), ("red", 2.0)]),
+        ("shiny：2，red： -0.5、星:.5", [("shiny", 2.0), ("red", -0.5), ("星", 0.5)]),
     ],
 )
 def test_weights_are_read(text: str, pairs: list[tuple[str, float]]) -> None:
@@ -538,6 +648,7 @@ def test_weights_that_cannot_be_read_are_errors_that_quote_them(part: str) -> No
             "blue hair:.25 - 1.\nstar-2: 0-1;x: 1",
             [("blue hair", (0.25, 1.0)), ("star-2", (0.0, 1.0)), ("x", (0, 1))],
         ),
+        ("star：0.2～0.8，red：0.5", [("star", (0.2, 0.8)), ("red", (0.0, 0.5))]),
     ],
 )
 def test_windows_are_read(text: str, pairs: list[tuple[str, tuple[float, float]]]) -> None:
