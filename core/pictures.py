@@ -46,7 +46,7 @@ def check_rows(edits: int, where: str, **counts: int) -> None:
 
 
 def rows(each: torch.Tensor, edits: int) -> torch.Tensor:
-    """One row for every edit: edits are of the first to the last picture, then so again."""
+    """A copy with one row for every edit: of the first to the last picture, then so again."""
     return each.repeat(edits // len(each), *[1] * (each.ndim - 1))
 
 
@@ -77,7 +77,7 @@ def paste(
     check_rows(count, PASTE, pictures=len(image))
     check_finite(edited, "the edited picture", PASTE)
     shares = feathered(_placed(mask, whole, part, corner, count).to(image.device), feather)
-    result = rows(_coloured(image), count).clone()
+    result = rows(_coloured(image), count)
     inside = cut(result, corner, part)[..., :3]
     share = cut(shares, corner, part)[..., None].to(result.dtype)
     new = edited[..., :3].to(inside)

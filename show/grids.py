@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .fonts import drawable
+
 
 def overlay(picture: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
     """A heat map [H, W] in colours over a dimmed grey picture [H, W, 3]."""
@@ -32,13 +34,15 @@ def heat_colours(heat: torch.Tensor) -> torch.Tensor:
 
 def labelled_grid(pictures: torch.Tensor, labels: list[str], columns: int = 4) -> torch.Tensor:
     """A sheet [1, h, w, 3] of pictures [n, H, W, 3] in rows of at most `columns`, each under its
-    label."""
+    label.
+
+    A label that no font of this machine can draw is its number among the labels, in brackets.
+    """
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     height, width = pictures.shape[1:3]
     line = max(14, height // 12)
-    font = ImageFont.load_default(size=line * 0.75)
     across = min(columns, len(pictures))
     sheet = Image.new(
         "RGB", (across * width, -(-len(pictures) // across) * (height + line)), "white"
@@ -47,7 +51,8 @@ def labelled_grid(pictures: torch.Tensor, labels: list[str], columns: int = 4) -
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         row, column = divmod(index, across)
         x, y = column * width, row * (height + line)
-        pen.text((x + width / 2, y + line / 2), label, fill="#1f2328", font=font, anchor="mm")
+        text, font = drawable(label, labels.index(label) + 1, line * 0.75)
+        pen.text((x + width / 2, y + line / 2), text, fill="#1f2328", font=font, anchor="mm")
         pixels = (picture.clamp(0, 1).cpu().numpy() * 255.0).round().astype(np.uint8)
         sheet.paste(Image.fromarray(pixels), (x, y + line))
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255.0)[None]

@@ -6,7 +6,7 @@ with Client("http://127.0.0.1:8188") as client:
     result = client.run(graph, on_event=print)
     result.images["9"][0].save("edited.png")
 
-Needs only aiohttp and Pillow, which ComfyUI brings.
+Needs only aiohttp, numpy and Pillow, which ComfyUI brings, and tools/pictures.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 
 import aiohttp
 from PIL import Image
+
+from tools.pictures import plain
 
 Graph = dict[str, dict[str, Any]]
 Answer = TypeVar("Answer")
@@ -71,7 +73,8 @@ class Event:
 class Result:
     """What one run gave, by node id.
 
-    `images` holds saved pictures, `previews` temporary ones, `texts` what text outputs showed;
+    `images` holds saved pictures, `previews` temporary ones, RGB, or RGBA where parts are
+    transparent; `texts` holds what text outputs showed;
     `executed` lists the nodes that ran, `cached` those that did not have to, `progress` counts each
     node's progress messages, `seconds` says how long each node took.
     """
@@ -155,9 +158,13 @@ class Client:
         return entry
 
     def upload(self, image: Image.Image, name: str) -> str:
-        """Put a picture into the server's input folder; returns the name for a LoadImage node."""
+        """Put a picture into the server's input folder; returns the name for a LoadImage node.
+
+        It is sent upright and in 8 bits, because servers read other depths and modes differently.
+        Raises ValueError for a picture whose values have no known range.
+        """
         data = io.BytesIO()
-        image.save(data, "PNG")
+        plain(image).save(data, "PNG")
         form = aiohttp.FormData({"overwrite": "true"})
         form.add_field("image", data.getvalue(), filename=name, content_type="image/png")
         answer = json.loads(self._request("POST", "/upload/image", data=form))
@@ -237,7 +244,7 @@ class Client:
 
     def _image(self, reference: Mapping[str, str]) -> Image.Image:
         data = self._request("GET", "/view", params=dict(reference))
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return plain(Image.open(io.BytesIO(data)))
 
     def _prompt(self, graph: Graph) -> dict[str, Any]:
         return {"prompt": graph, "client_id": self.id}

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from tools import install
 from tools.client import Client, Event, Graph, Result, ServerError
 from tools.grid import Cell, Sheet
-from tools.pictures import psnr, to_array, to_image
+from tools.pictures import on_white, psnr, to_array, to_image
 from tools.server import Server, ServerFailed, stop_on_signals
 from toy.reader import read
 from toy.scenes import EXAMPLE, WORDS, Scene, scene_from_caption
@@ -37,6 +37,8 @@ OUT = install.ROOT / "out" / "demo"
 SOURCE, SEED = EXAMPLE
 TARGET = "a striped blue star at the left of a meadow"
 PHOTO_SIZE = 512
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no pictures it can read."""
 COMPARISONS = ("autoencoder", "reconstruction", "uncontrolled")
 
 
@@ -83,12 +85,11 @@ def photo_job(options: argparse.Namespace) -> Job:
         raise DemoError(f"expected SIZE to be a multiple of 8 and at least 64, got {size}")
     try:
         with Image.open(options.image) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        raise DemoError(
-            f"cannot read the picture {options.image}: {error.strerror or error}"
-        ) from error
-    picture = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+            whole = on_white(opened)
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DemoError(f"cannot read the picture {options.image}: {reason}") from error
+    picture = ImageOps.fit(whole, (size, size), Image.Resampling.LANCZOS)
     return Job(picture, options.source, options.target)
 
 

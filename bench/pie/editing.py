@@ -16,6 +16,7 @@ from bench.methods import CONTROLS, Case, Settings
 from bench.pie.dataset import Entry, PieError
 from bench.pie.store import Store
 from tools.client import Client, Graph, Interrupted, JobFailed, Result
+from tools.pictures import on_white
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def prepared(entry: Entry, size: int) -> Image.Image:
     """
     try:
         with Image.open(entry.picture) as opened:
-            return ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+            return ImageOps.fit(on_white(opened), (size, size), Image.Resampling.BICUBIC)
     except OSError as error:
         raise PieError(f"the picture {entry.picture} cannot be read: {error}") from error
 

@@ -35,6 +35,8 @@ class Scripted:
         self.refused: set[int] = set()
         self.outputs: dict[str, Any] = {}
         self.uploads: list[str] = []
+        self.contents: list[bytes] = []
+        self.picture: Image.Image | None = None
         self.sockets: list[web.WebSocketResponse] = []
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
@@ -93,13 +95,15 @@ class Scripted:
 
     async def view(self, request: web.Request) -> web.Response:
         data = io.BytesIO()
-        Image.new("RGB", (4, 3), request.query["filename"]).save(data, "PNG")
+        picture = self.picture or Image.new("RGB", (4, 3), request.query["filename"])
+        picture.save(data, "PNG")
         return web.Response(body=data.getvalue())
 
     async def upload(self, request: web.Request) -> web.Response:
         part = (await request.post())["image"]
         assert isinstance(part, web.FileField)
         self.uploads.append(part.filename)
+        self.contents.append(part.file.read())
         return web.json_response({"name": part.filename, "subfolder": "", "type": "input"})
 
 
@@ -172,6 +176,31 @@ def test_closed_connection_is_an_error(scripted: Scripted, client: Client) -> No
 def test_upload_gives_the_name_for_load_image(scripted: Scripted, client: Client) -> None:
     assert client.upload(Image.new("RGB", (2, 2)), "scene.png") == "scene.png"
     assert scripted.uploads == ["scene.png"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "mode", "corner"),
+    [
+        (Image.new("CMYK", (2, 2), (255, 0, 0, 0)), "RGB", (0, 255, 255)),
+        (Image.new("I;16", (2, 2), 25700), "RGB", (100, 100, 100)),
+        (Image.new("F", (2, 2), 1.0), "RGB", (255, 255, 255)),
+        (Image.new("LA", (2, 2), (100, 50)), "RGBA", (100, 100, 100, 50)),
+        (Image.new("RGBA", (2, 2), (1, 2, 3, 4)), "RGBA", (1, 2, 3, 4)),
+        (Image.new("YCbCr", (2, 2), (255, 128, 128)), "RGB", (255, 255, 255)),
+    ],
+)
+def test_pictures_of_every_mode_are_sent_and_fetched_in_8_bits(
+    scripted: Scripted, client: Client, picture: Image.Image, mode: str, corner: tuple[int, ...]
+) -> None:
+    client.upload(picture, "scene.png")
+    sent = Image.open(io.BytesIO(scripted.contents[-1]))
+    assert (sent.mode, sent.getpixel((0, 0))) == (mode, corner)
+    if picture.mode not in ("CMYK", "F", "YCbCr"):  # no PNG has these
+        scripted.picture = picture
+        scripted.messages = [END]
+        scripted.outputs = {"9": {"images": [{"filename": "9", "subfolder": "", "type": "output"}]}}
+        (fetched,) = client.run({}).images["9"]
+        assert (fetched.mode, fetched.getpixel((0, 0))) == (mode, corner)
 
 
 def test_unreachable_server_is_one_line() -> None:
