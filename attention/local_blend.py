@@ -41,6 +41,7 @@ from ..core.maps import (
     word_maps,
 )
 from ..core.options import NodeText
+from ..core.pictures import cut_mask
 from ..core.words import PromptPair, Words, check_in_pairs, columns_in_both, phrases
 
 
@@ -149,7 +150,9 @@ class LocalBlend(Controller):
             return torch.ones(size, device=x.device) if words is None else words
         picture = row.picture % len(self.mask)
         if picture not in state.limits:
-            mask = resize(self.mask[picture].float(), size, "area").clamp(0.0, 1.0)
+            # a mask drawn on a picture of odd sides is cut as VAE Encode cuts the picture
+            drawn = cut_mask(self.mask[picture].float(), size)
+            mask = resize(drawn, size, "area").clamp(0.0, 1.0)
             state.limits[picture] = mask.to(x.device)
         limit = state.limits[picture]
         return limit if words is None else limit * words

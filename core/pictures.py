@@ -33,6 +33,13 @@ def cut(picture: torch.Tensor, corner: Size, part: Size) -> torch.Tensor:
     return picture[:, corner[0] : corner[0] + part[0], corner[1] : corner[1] + part[1]]
 
 
+def cut_mask(mask: torch.Tensor, latent: Size, factor: int = 8) -> torch.Tensor:
+    """The part of a mask [H, W] that a latent shows, where it was drawn on the whole picture."""
+    part = (factor * latent[0], factor * latent[1])
+    corner = corner_of(part, (mask.shape[0], mask.shape[1]), factor)
+    return mask if corner is None else cut(mask[None], corner, part)[0]
+
+
 def check_rows(edits: int, where: str, **counts: int) -> None:
     """Raise PivotError unless edits come evenly: as many for each picture, target after target."""
     for name, count in counts.items():

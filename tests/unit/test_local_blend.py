@@ -364,6 +364,10 @@ def test_a_mask_is_fitted_to_the_latent_by_its_area_and_kept_between_0_and_1() -
 def test_every_picture_has_its_own_mask_and_one_mask_is_for_all() -> None:
     layout, two = Layout("c", 2, 2), (noise(0, 2, *SIZE) > 0).float()
     assert torch.equal(mask_of(LocalBlend(mask=two), BlendState(), layout), two[[0, 1, 0, 1]])
+    # drawn on a picture whose sides are no multiple of 8, of which VAE Encode takes the middle
+    odd = two.repeat_interleave(8, -1).repeat_interleave(8, -2)
+    odd = torch.nn.functional.pad(odd, (3, 4, 1, 2), value=0.5)
+    assert torch.equal(mask_of(LocalBlend(mask=odd), BlendState(), layout), two[[0, 1, 0, 1]])
     assert torch.equal(mask_of(LocalBlend(mask=two[:1]), BlendState(), layout), two[[0, 0, 0, 0]])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.pictures import check_rows, corner_of, feathered, paste, rows
+from pivot_edit.core.pictures import check_rows, corner_of, cut_mask, feathered, paste, rows
 
 SIZES = [(131, 135), (128, 128), (133, 142), (64, 127), (97, 64)]
 """Height and width, odd and even rests alike."""
@@ -160,6 +160,20 @@ def test_a_feather_does_not_fade_at_the_border_of_the_picture() -> None:
     result, _ = paste(whole, edited, 8, None, 2)
     assert result[0, 0, :7, 0].tolist() == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1])
     assert result[0, :, 30].min() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("drawn", "part"),
+    [
+        ((131, 135), (slice(1, 129), slice(3, 131))),
+        ((128, 128), (slice(0, 128), slice(0, 128))),
+        ((137, 128), (slice(None), slice(None))),
+        ((16, 16), (slice(None), slice(None))),
+    ],
+)
+def test_a_mask_drawn_on_the_picture_is_cut_as_the_picture_is(drawn, part) -> None:
+    mask = torch.rand(drawn, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cut_mask(mask, (16, 16)), mask[part])
 
 
 def test_rows_follow_the_edits() -> None:
