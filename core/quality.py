@@ -1,31 +1,17 @@
-"""How good an inversion is: how exactly the picture returns, how Gaussian its noise is, and what to
-do about either."""
+"""How good an inversion is, in figures: how exactly the picture returns, how Gaussian its noise is,
+and how well its prompt describes it. `verdict.py` puts them into words."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable
 
 import torch
 
-from .control import Place
-from .correction import SOURCE, Correction
+from .path import PATHS
 from .trajectory import Trajectory
-
-AS_GOOD, CLOSE = 0.5, 3.0
-"""dB below the autoencoder's own round trip at which a picture comes back as well as it can, or
-nearly."""
-LOSSY, ANOTHER = 25.0, 15.0
-"""dB of the round trip below which the autoencoder loses detail, or this is another picture."""
-MOVED = 1.0
-"""dB that an edit without a changed word may lose."""
-ENOUGH = 50
-"""Steps, of the papers."""
-STIFF = {"mean": 0.2, "std": 0.25, "neighbours": 0.2}
-"""How far noise may be from Gaussian. 50-step DDIM inversions of the toy model's pictures at cfg 1
-stay below (std 0.80 to 0.85, neighbours 0.04 to 0.12); those at cfg 7.5 (1.3, 0.4) and of 4 steps
-(0.7, 0.4) do not."""
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
@@ -80,19 +66,6 @@ class NoiseFigures:
         down = correlation(centred[..., 1:, :], centred[..., :-1, :])
         return cls(float(x.mean()), float(x.std(correction=0)), across, down)
 
-    @property
-    def stiff(self) -> bool:
-        """Whether too much of the picture is left in the noise.
-
-        An edit then moves little, or not as the words say.
-        """
-        off = {
-            "mean": abs(self.mean),
-            "std": abs(self.std - 1.0),
-            "neighbours": max(abs(self.across), abs(self.down)),
-        }
-        return any(off[name] > limit for name, limit in STIFF.items())
-
     def __str__(self) -> str:
         text = (
             f"mean {self.mean:.2f}, std {self.std:.2f}, neighbours correlate {self.across:.2f} "
@@ -102,103 +75,88 @@ class NoiseFigures:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptFigures:
+    """How the source prompt helps the model to restore the picture from fresh noise.
+
+    The same noise is restored under the source prompt and under the negative one, so that the model
+    is its own measure. A prompt that fits lowers the error, and one that does not raises it.
+    """
+
+    ratios: tuple[float, ...]
+    """The error under the source prompt over that under the negative one, a level each."""
+
+    @classmethod
+    def of(cls, source: torch.Tensor, negative: torch.Tensor) -> PromptFigures:
+        """The figures of squared errors [levels, B] under either text."""
+        logs = (source.double().clamp_min(1e-30) / negative.double().clamp_min(1e-30)).log()
+        return cls(tuple(logs.mean(1).exp().tolist()))
+
+    @property
+    def ratio(self) -> float:
+        """The geometric mean over the levels."""
+        return math.exp(statistics.fmean(self._logs))
+
+    @property
+    def sure(self) -> bool:
+        """Whether the levels agree: the mean is two standard errors away from no difference."""
+        logs = self._logs
+        if len(logs) < 2:
+            return False
+        return abs(statistics.fmean(logs)) > 2.0 * statistics.stdev(logs) / math.sqrt(len(logs))
+
+    @property
+    def _logs(self) -> list[float]:
+        return [math.log(ratio) for ratio in self.ratios]
+
+    def __str__(self) -> str:
+        return f"restored from fresh noise with {self.ratio:.2f} of the negative prompt's error"
+
+
+def picture_share(noise: torch.Tensor, clean: torch.Tensor) -> float:
+    """The share of the noise's energy that is a copy of the picture [B, C, H, W], from 0 to 1.
+
+    It is what a line fitted to the picture, channel by channel, explains of the noise.
+    """
+    x, y = (each.double() - each.double().mean((-2, -1), keepdim=True) for each in (noise, clean))
+    along = (x * y).sum((-2, -1)).square() / y.square().sum((-2, -1)).clamp_min(1e-12)
+    return float(along.sum() / x.square().sum().clamp_min(1e-12))
+
+
+def head_start(trajectory: Trajectory) -> float:
+    """The picture's amplitude over the noise's at the level where an edit begins."""
+    path, sigma = PATHS[trajectory.path], float(trajectory.sigmas[-1])
+    picture = float(trajectory.latents[0].double().std(correction=0))
+    return path.signal(sigma) * picture / max(path.noise(sigma), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
 class Quality:
     """What was measured, in dB against the source picture."""
 
     psnr: float
     """Of the reconstruction."""
     ceiling: float
-    """Of the autoencoder's own round trip."""
+    """Of the inverted picture, decoded as it was encoded."""
     unchanged: float
     """Of an edit whose target is the source prompt."""
+    round_trip: float
+    """Of the autoencoder's own round trip of the picture."""
     noise: NoiseFigures
     """Of the inversion's noisiest latent."""
+    share: float
+    """How much of that noise's energy is a copy of the picture."""
+    head_start: float
+    """The picture's amplitude over the noise's where an edit begins."""
+    prompt: PromptFigures | None = None
+    """How the source prompt helps; None where it is the negative prompt itself."""
 
     @property
     def gap(self) -> float:
         """dB that inversion and replay lose beside the autoencoder."""
         return 0.0 if self.psnr >= self.ceiling else self.ceiling - self.psnr
 
-
-def verdict(
-    quality: Quality, trajectory: Trajectory, correction: Correction, cfg: float
-) -> list[str]:
-    """What the figures mean and what to try, one line for each."""
-    return [
-        *_on_ceiling(quality.ceiling),
-        _on_return(quality, trajectory, correction, cfg),
-        *_on_rest(quality, cfg),
-        *_on_noise(quality.noise, trajectory),
-    ]
-
-
-def _on_ceiling(ceiling: float) -> list[str]:
-    if ceiling < ANOTHER:
-        return [
-            "This is hardly the picture that was inverted: connect the one that went into VAE "
-            "Encode."
-        ]
-    if ceiling < LOSSY:
-        return [
-            "The autoencoder itself loses detail, and no edit can be closer. Try a larger picture "
-            "or another VAE."
-        ]
-    return []
-
-
-def _on_return(quality: Quality, trajectory: Trajectory, correction: Correction, cfg: float) -> str:
-    if quality.gap <= AS_GOOD:
-        return "The picture comes back as well as the autoencoder allows."
-    how = "nearly comes back" if quality.gap <= CLOSE else "does not come back"
-    tips = "; ".join(_tips(trajectory, correction, cfg))
-    return f"The picture {how}, {quality.gap:.1f} dB below what the autoencoder allows. Try {tips}."
-
-
-def _tips(trajectory: Trajectory, correction: Correction, cfg: float) -> list[str]:
-    """What brings a picture back more exactly, the surest first."""
-    guided = (
-        correction.uncond("source", Place(0, trajectory.steps, float(trajectory.sigmas[-1])))
-        != SOURCE
-    )
-    return _helpful(
-        {
-            "correction direct, which is exact at any cfg": not correction.pinned,
-            f"a cfg nearer to the inversion's own, {trajectory.guidance:g}": guided
-            and cfg != trajectory.guidance,
-            "the inversion method fixed_point": trajectory.method != "fixed_point",
-            **_better_inversion(trajectory),
-        }
-    )
-
-
-def _better_inversion(trajectory: Trajectory) -> dict[str, bool]:
-    return {
-        f"{ENOUGH} steps": trajectory.steps < ENOUGH,
-        "a source prompt that describes the picture better": True,
-    }
-
-
-def _helpful(tips: dict[str, bool]) -> list[str]:
-    return [tip for tip, helps in tips.items() if helps]
-
-
-def _on_rest(quality: Quality, cfg: float) -> list[str]:
-    if quality.psnr - quality.unchanged <= MOVED:
-        return []
-    return [
-        f"At cfg {cfg:g} an edit moves the picture even where no word changes "
-        f"({quality.unchanged:.1f} dB). Hold the "
-        "rest with P2P Attention Controller or Local Blend, or lower cfg."
-    ]
-
-
-def _on_noise(noise: NoiseFigures, trajectory: Trajectory) -> list[str]:
-    if not noise.stiff:
-        return []
-    tips = "; ".join(
-        _helpful({"cfg 1": trajectory.guidance != 1.0, **_better_inversion(trajectory)})
-    )
-    return [
-        "The noise is not Gaussian: much of the picture is left in it, and edits will be stiff. "
-        f"Invert with {tips}."
-    ]
+    @property
+    def foreign(self) -> float:
+        """dB by which the inverted picture is further from this one than the autoencoder takes
+        it."""
+        return 0.0 if self.ceiling >= self.round_trip else self.round_trip - self.ceiling

@@ -92,7 +92,7 @@ class PivotDDIMInversion(io.ComfyNode):
             category=CATEGORY,
             description="Finds the noise from which the model makes this picture, and keeps the "
             "whole way there. "
-            "Do it once, edit often. The report says how exactly the picture comes back.",
+            "Do it once, edit often. Inversion Report says how good it is.",
             search_aliases=["invert", "unsampler", "ddim inversion", "real image editing"],
             inputs=[
                 model_input(
@@ -107,7 +107,9 @@ class PivotDDIMInversion(io.ComfyNode):
                     default=50,
                     min=1,
                     max=999,
-                    tooltip="More steps come back more exactly and cost more. 20 to 50; papers 50.",
+                    tooltip="More steps come back more exactly and cost more. For edits at cfg 2, "
+                    "10 do as well as 20 on the toy model; at 7.5 they do not: 20 to 50. Papers "
+                    "50.",
                 ),
                 io.Combo.Input(
                     "levels",
@@ -121,10 +123,10 @@ class PivotDDIMInversion(io.ComfyNode):
                 *_placed("evaluation"),
                 io.Boolean.Input(
                     "check_reconstruction",
-                    default=True,
-                    tooltip="Also run the way back and report how exactly the latent returns. "
-                    "Costs as much as the "
-                    "inversion, once.",
+                    default=False,
+                    tooltip="Also run the way back and report how exactly the latent returns "
+                    "without correction. Costs as much as the inversion, once. Under direct, which "
+                    "auto takes at cfg 1, it returns exactly in any case.",
                 ),
                 *_method_inputs(),
             ],

@@ -23,11 +23,10 @@ class PivotInversionReport(io.ComfyNode):
             node_id="PivotInversionReport",
             display_name=WHERE,
             category=CATEGORY,
-            description="Says how good an inversion is before it is edited: how exactly the "
-            "picture comes back at your "
-            "cfg and correction, how much the autoencoder alone loses, whether the noise is fit "
-            "for edits, and what to "
-            "try where it is not. Costs as much as an edit.",
+            description="Says how good an inversion is before it is edited, the worst first: "
+            "whether it is of this picture, whether the source prompt describes it, whether its "
+            "noise can be edited, how exactly the picture comes back at your cfg and correction, "
+            "and what to try. Costs as much as an edit, and two rows at up to 6 levels more.",
             search_aliases=["inversion quality", "reconstruction psnr", "check inversion"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

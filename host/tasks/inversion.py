@@ -21,6 +21,7 @@ from ..text.prompts import Conditioning
 from .editing import replay
 
 MOST_TARGETS = 64
+UNCHECKED = "reconstruction not checked: direct is exact, and Inversion Report measures the rest"
 
 
 def invert_latent(
@@ -44,7 +45,7 @@ def invert_latent(
     shape = "x".join(map(str, trajectory.latents.shape[1:]))
     report = f"{steps} steps, {inverter.name}, latent {shape}{_residual(residuals)}"
     if not check:
-        return trajectory, 0.0, f"{report}, reconstruction not checked"
+        return trajectory, 0.0, f"{report}, {UNCHECKED}"
     back = replay(model, trajectory, source, negative)
     psnr = latent_psnr(model.model.process_latent_in(back), trajectory.latents[0])
     return trajectory, psnr, f"{report}, comes back at {psnr:.1f} dB in latent space"

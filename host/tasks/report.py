@@ -11,14 +11,19 @@ from ...core.errors import PivotError
 from ...core.pictures import corner_of, cut, size_of
 from ...core.quality import (
     NoiseFigures,
+    PromptFigures,
     Quality,
     drift,
+    head_start,
+    picture_share,
     psnr,
-    verdict,
 )
 from ...core.trajectory import Trajectory
+from ...core.verdict import Finding, verdict
 from ...show.plots import line_plot
-from ..run.sampling import check_uncontrolled, clean_rows, run_edit
+from ..model.checks import conditioning_fingerprint
+from ..run.renoised import restoring_errors
+from ..run.sampling import Edit, check_uncontrolled, clean_rows, run_edit
 from ..text.prompts import Conditioning
 from .editing import edit_guider
 from .masks import PIXELS
@@ -37,8 +42,10 @@ class Report:
     """IMAGE [1, h, w, 3] of the distance to the inversion after every step."""
     quality: Quality
     """The figures."""
+    findings: tuple[Finding, ...]
+    """What they mean, the worst first."""
     text: str
-    """Figures and verdict, one to a line."""
+    """Verdict and figures, one to a line, the worst finding first."""
 
 
 def report(
@@ -61,16 +68,49 @@ def report(
     guider = edit_guider(model, trajectory, source, source, negative, cfg, correction)
     replayed: list[torch.Tensor] = []
     result = run_edit(guider, lambda x: replayed.append(x.float().cpu()))
-    # one decode, in the order of Quality's figures
-    rows = [result.reconstructed, clean_rows(model, trajectory, 0).to(result.edited), result.edited]
-    pictures = decode(vae, {"samples": torch.cat(rows)}).split(trajectory.batch)
-    figures = [psnr(each.to(picture), picture) for each in pictures]
-    quality = Quality(*figures, NoiseFigures.of(trajectory.noise))
-    settings = (
-        f"{trajectory.steps} steps, {trajectory.method}, {guider.correction.name}, cfg {cfg:g}"
+    pictures = _decoded(model, vae, picture, trajectory, result)
+    quality = Quality(
+        *(psnr(each.to(picture), picture) for each in pictures),
+        NoiseFigures.of(trajectory.noise),
+        picture_share(trajectory.noise, trajectory.latents[0]),
+        head_start(trajectory),
+        _prompt_figures(model, trajectory, source, negative),
     )
-    text = [_figures(quality, settings), *verdict(quality, trajectory, guider.correction, cfg)]
-    return Report(pictures[0], _plot(replayed, trajectory, settings), quality, "\n".join(text))
+    steps = f"{trajectory.steps} step{'' if trajectory.steps == 1 else 's'}"
+    settings = f"{steps}, {trajectory.method}, {guider.correction.name}, cfg {cfg:g}"
+    findings = tuple(verdict(quality, trajectory, guider.correction, cfg))
+    text = [*(each.text for each in findings), _figures(quality, settings)]
+    plot = _plot(replayed, trajectory, settings)
+    return Report(pictures[0], plot, quality, findings, "\n".join(text))
+
+
+def _decoded(
+    model: Any, vae: Any, picture: torch.Tensor, trajectory: Trajectory, result: Edit
+) -> list[torch.Tensor]:
+    """The pictures whose distances `Quality` begins with, in one decode.
+
+    The last is the round trip of the picture. Where the picture is the inverted one, this is that
+    one's own, and not decoded twice.
+    """
+    clean = clean_rows(model, trajectory, 0).to(result.edited)
+    encoded = vae.encode(picture).to(clean)
+    same = encoded.shape == clean.shape and torch.allclose(encoded, clean, rtol=1e-3, atol=1e-3)
+    rows = [result.reconstructed, clean, result.edited, *([] if same else [encoded])]
+    pictures = list(decode(vae, {"samples": torch.cat(rows)}).split(trajectory.batch))
+    return [*pictures, pictures[1]] if same else pictures
+
+
+def _prompt_figures(
+    model: Any, trajectory: Trajectory, source: Conditioning, negative: Conditioning
+) -> PromptFigures | None:
+    """How the source prompt helps to restore the picture, beside the negative prompt.
+
+    It costs two rows at a few levels, whatever the steps. None where both texts are one.
+    """
+    if conditioning_fingerprint(source) == conditioning_fingerprint(negative):
+        return None
+    errors = [restoring_errors(model, trajectory, text) for text in (source, negative)]
+    return PromptFigures.of(*errors)
 
 
 def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
@@ -92,10 +132,12 @@ def as_encoded(image: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
 
 def _figures(quality: Quality, settings: str) -> str:
     """The figures in words."""
+    prompt = f"\nprompt: {quality.prompt}" if quality.prompt else ""
+    inverted = "" if quality.foreign < 0.1 else f", the inverted picture {quality.ceiling:.1f} dB"
     return (
-        f"reconstruction {quality.psnr:.1f} dB, autoencoder alone {quality.ceiling:.1f} dB, an "
-        "edit with the same "
-        f"words {quality.unchanged:.1f} dB ({settings})\nnoise: {quality.noise}"
+        f"reconstruction {quality.psnr:.1f} dB, autoencoder alone {quality.round_trip:.1f} dB"
+        f"{inverted}, an edit with the same words {quality.unchanged:.1f} dB ({settings})\n"
+        f"noise: {quality.noise}; {100 * quality.share:.0f} % of it is the picture{prompt}"
     )
 
 
