@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from bench import inversion_steps
+from bench import inversion_steps, verdicts
 from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE
 from bench.methods import EDITS, METHODS, PASTED, UNCORRECTED
 from bench.quality import GENTLE_CFG, LINES, MADE, OUT
@@ -411,6 +411,11 @@ def section_steps() -> str:
     return inversion_steps.tables(_figures("inversion_steps.json"))
 
 
+def section_verdicts() -> str:
+    """What Inversion Report says of inversions whose truth is known."""
+    return verdicts.section(_figures("verdicts.json"))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "run": section_run,
     "targets": section_targets,
@@ -425,6 +430,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "tuned": section_tuned,
     "sweeps": section_sweeps,
     "steps": section_steps,
+    "verdicts": section_verdicts,
     "speed": speed,
 }
 

@@ -168,6 +168,11 @@ def examples(lines: Sequence[Line]) -> str:
     return "\n\n".join(parts)
 
 
+def section(lines: Sequence[Line]) -> str:
+    """The section of docs/BENCHMARKS.md."""
+    return f"{table(lines)}\n\n{examples(lines)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.verdicts", description=__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help="scenes")
@@ -184,7 +189,7 @@ def main() -> None:
             said.append(line)
             print(line["way"], line["scene"], line["findings"], flush=True)
             path.write_text(json.dumps(said, indent=1) + "\n")
-    print(f"{table(said)}\n\n{examples(said)}")
+    print(section(said))
     if options.keep:
         shutil.copy(path, install.ROOT / "docs" / "figures" / path.name)
 

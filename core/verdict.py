@@ -4,7 +4,7 @@ There are five questions, and each has one answer: the first rung of its ladder 
 findings can therefore contradict each other, and the worst is said first. Where the picture is
 another one, nothing else can be judged by it, and nothing else is said.
 
-No limit comes from a model. The picture is compared with the autoencoder's own round trip, the
+Limits are ratios within one run. The picture is compared with the autoencoder's own round trip, the
 noise with white noise and with the picture, and the prompt with the negative prompt.
 """
 
