@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -19,6 +21,16 @@ class PivotError(ValueError):
     def at(self, where: str) -> PivotError:
         """The same error with the place filled in, if it had none."""
         return self if self.where else PivotError(self.expected, self.got, self.do, where)
+
+
+def short(value: Any) -> str:
+    """Any value in a few characters, for messages."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return f"{value:g}"
+        except OverflowError:  # a whole number beyond every float
+            return "a larger number" if value > 0 else "a smaller number"
+    return f"{value!r:.100}"
 
 
 def check_finite(x: torch.Tensor, what: str, where: str) -> torch.Tensor:
@@ -39,7 +51,7 @@ def check_finite(x: torch.Tensor, what: str, where: str) -> torch.Tensor:
 def check_fraction(value: float, name: str, where: str) -> None:
     """Raise PivotError unless 0 <= value <= 1."""
     if not 0.0 <= value <= 1.0:
-        raise PivotError(f"{name} between 0 and 1", f"{value:g}", "0.5 is the middle.", where)
+        raise PivotError(f"{name} between 0 and 1", short(value), "0.5 is the middle.", where)
 
 
 def check_window(window: tuple[float, float], name: str = "", where: str = "") -> None:
@@ -49,7 +61,7 @@ def check_window(window: tuple[float, float], name: str = "", where: str = "") -
     if not 0.0 <= start <= end <= 1.0:
         raise PivotError(
             f"{name}start and {name}end between 0 and 1, in this order",
-            f"{start} and {end}",
+            f"{short(start)} and {short(end)}",
             "They are fractions of the steps, counted from noise.",
             where,
         )

@@ -16,7 +16,7 @@ from typing import Literal
 from .errors import PivotError
 
 Stage = Literal["down", "mid", "up"]
-_RANGE = r"(\d+)(?:-(\d+))?"
+_RANGE = r"(\d{1,9})(?:-(\d{1,9}))?"
 _ITEM = re.compile(rf"(down|mid|up)(?:\.{_RANGE})?(?:\.{_RANGE})?(?:\.{_RANGE})?")
 
 

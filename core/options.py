@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .errors import PivotError, check_fraction, check_window
+from .errors import PivotError, check_fraction, check_window, short
 
 Kind = Literal["number", "integer", "flag", "choice", "text", "words", "mask", "inversion"]
 """What a value is. The last three come from other nodes: a tuple of PromptPair, one for each
@@ -213,8 +213,32 @@ def check_options(instance: Any, where: str) -> None:
                 _check_kind(option, bound, where)
             check_window(value, inputs[0].name.removesuffix("start"), where)
         elif inputs and not (value is None and inputs[0].default is None):
-            _check_kind(inputs[0], value, where)
-            _check_range(inputs[0], value, where)
+            check_value(inputs[0], value, where)
+
+
+def check_value(option: Option, value: Any, where: str) -> None:
+    """Raise PivotError unless a value is of the option's kind and in its range.
+
+    NaN is never in a range, and text with half of a character is none.
+    """
+    _check_kind(option, value, where)
+    if option.kind in ("number", "integer"):
+        _check_range(option, value, where)
+    if option.kind == "text":
+        check_text(value, option.name, where)
+
+
+def check_text(value: str, name: str, where: str = "") -> None:
+    """Raise PivotError for a text that no file and no page can hold.
+
+    JSON may bring half of a character, a surrogate without its partner.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        lone = f"half of one, {value[error.start : error.end]!r:.20}"
+        do = "Type the text again; copying has cut a character in two."
+        raise PivotError(f"{name} of whole characters", lone, do, where) from error
 
 
 _KINDS: dict[Kind, tuple[Any, str]] = {
@@ -238,18 +262,17 @@ def _check_kind(option: Option, value: Any, where: str) -> None:
         right, expected = value is not None, f"{option.kind} from another node"
     if not right:
         do = "Choose one of them." if option.kind == "choice" else "Set it on the node."
-        raise PivotError(f"{option.name} to be {expected}", f"{value!r:.100}", do, where)
+        got = short(value) if isinstance(value, int) else f"{value!r:.100}"
+        raise PivotError(f"{option.name} to be {expected}", got, do, where)
 
 
 def _check_range(option: Option, value: Any, where: str) -> None:
-    if option.kind not in ("number", "integer"):
-        return
     if (option.low, option.high) == (0.0, 1.0):
         check_fraction(value, option.name, where)
     elif not option.low <= value <= option.high:
         raise PivotError(
             f"{option.name} between {option.low:g} and {option.high:g}",
-            f"{value:g}",
+            short(value),
             f"Set {option.name} to a value in this range.",
             where,
         )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import re
 import time
 import uuid
@@ -20,7 +21,13 @@ import safetensors
 import safetensors.torch
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 from .errors import PivotError
+from .options import check_text
 from .recipe import Recipe
 from .trajectory import Trajectory
 from .version import pack_version
@@ -73,7 +80,8 @@ def write(path: pathlib.Path, trajectory: Trajectory, half: bool = False) -> Non
     In fp32 every number comes back bit for bit, `latents[0]`, the encoder's output, among them.
     With half, latents and extras are rounded to fp16, `latents[0]` too, and the picture comes back
     within `rounding`. Levels stay float64. Raises PivotError when the file exists, when a
-    number is too large for half precision, or when the prompt is too long for the header.
+    number is too large for half precision, or when the prompt is too long for the header or holds
+    half of a character.
     """
     with _part(path.parent, _bytes(trajectory, half)) as part:
         try:
@@ -110,24 +118,74 @@ def write_numbered(
 def _part(folder: pathlib.Path, data: bytes) -> Iterator[pathlib.Path]:
     """A finished file under a passing name in the folder, gone afterwards."""
     _clear_parts(folder)
-    part = folder / f".{uuid.uuid4().hex}.part"
+    part, file = _own_part(folder)
     try:
-        with part.open("xb") as file:  # save_file would make it readable for its owner alone
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        yield part
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            yield part
     finally:
         part.unlink(missing_ok=True)
 
 
+def _own_part(folder: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+    """A new file, open and locked, that no other process takes for abandoned."""
+    while True:
+        part = folder / f".{_machine()}{uuid.uuid4().hex[8:]}.part"
+        file = part.open("xb")  # save_file would make it readable for its owner alone
+        _lock(file)
+        # between the two lines above another process may have cleared it
+        if part.exists():
+            return part, file
+        file.close()
+
+
+def clear(root: pathlib.Path) -> None:
+    """Remove, in a folder and all below it, what saves left behind that were killed."""
+    for folder, _, _ in os.walk(root):
+        _clear_parts(pathlib.Path(folder))
+
+
 def _clear_parts(folder: pathlib.Path) -> None:
-    """Remove what saves left behind that were killed."""
+    """Remove what saves left behind in a folder that were killed."""
     for part in folder.glob(".*.part"):
         # litter is no reason to fail a save, and another process may be clearing, too
         with contextlib.suppress(OSError):
-            if _PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > _ABANDONED:
+            if _PART.fullmatch(part.name) and _is_abandoned(part):
                 part.unlink()
+
+
+def _is_abandoned(part: pathlib.Path) -> bool:
+    """Whether nobody writes to a part file any more.
+
+    A process that is killed loses its locks. Network shares may not tell of those of another
+    machine, whose files must be old.
+    """
+    if time.time() - part.stat().st_mtime > _ABANDONED:
+        return True
+    if not part.name.startswith(f".{_machine()}"):
+        return False
+    with part.open("rb") as file:
+        return _lock(file)
+
+
+def _machine() -> str:
+    """A mark of this machine."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file for as long as it is open. False where another one holds it, or without locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
@@ -150,6 +208,7 @@ def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
 
 def _bytes(trajectory: Trajectory, half: bool) -> bytes:
     """The bytes of the whole file."""
+    check_text(trajectory.prompt, "a prompt", "write")
     tensors = _tensors(trajectory, half)
     data = safetensors.torch.save(tensors, _metadata(trajectory, tensors))
     _check_length(int.from_bytes(data[:8], "little"), "Shorten the prompt.")
@@ -297,6 +356,8 @@ def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
     fields = {name: _field(metadata, name, kinds) for name, kinds in types.items()}
     for name in ("correction", "stepper"):
         fields[name] = _recipe(fields.get(name), name)
+    for name in ("prompt", "method", "model", "conditioning", "pack"):
+        check_text(fields[name], f"a {name}")
     if not math.isfinite(fields["guidance"]):
         raise PivotError("a finite guidance", f"{fields['guidance']}", _DAMAGED)
     return fields

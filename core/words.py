@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Hashable, Sequence
 
@@ -246,10 +247,10 @@ def word_weights(text: str) -> list[tuple[str, float]]:
     weights = []
     for part in phrases(text):
         read = re.fullmatch(r"(.+?)\s*[:：]\s*([-+]?(?:\d+\.?\d*|\.\d+))", part)
-        if read is None:
+        if read is None or not math.isfinite(float(read[2])):
             raise PivotError(
                 "words with weights, such as `shiny: 2, red: -0.5`",
-                repr(part),
+                f"{part!r:.100}",
                 "Write word: number.",
             )
         weights.append((read[1], float(read[2])))

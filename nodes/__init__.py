@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..host.tasks.storage import clear_parts
+from .checked import checked
 from .compare import PivotCompare, PivotPasteEdit
 from .guidance import PivotProximalGuidance, PivotProximalGuider
 from .inversion import PivotDDIMInversion, PivotInversionParts
@@ -45,8 +47,15 @@ NODES: list[type[io.ComfyNode]] = [
 ]
 
 
+for _node in NODES:
+    checked(_node)
+
+
 class PivotEditExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
+
+    async def on_load(self) -> None:
+        clear_parts()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.pictures import PASTE
+from ..host.tasks.folders import checked_prefix, explained
 from ..host.tasks.pictures import COMPARE, check_comparable, comparison, decode, paste_edit
-from ..host.tasks.storage import check_prefix, explained
 from .sockets import CATEGORY
 
 
@@ -53,13 +53,13 @@ class PivotCompare(io.ComfyNode):
     ) -> io.NodeOutput:
         # all that can be refused comes before the work
         check_comparable(image, edited, reconstructed)
-        check_prefix(filename_prefix, COMPARE)
+        prefix = checked_prefix(filename_prefix, "edit", COMPARE)
         pictures = decode(vae, edited), decode(vae, reconstructed)
         grid = comparison(vae, image, pictures[1], pictures[0])
-        with explained(filename_prefix, COMPARE):
+        with explained(prefix, COMPARE):
             saved = ui.ImageSaveHelper.save_images(
                 pictures[0],
-                filename_prefix=filename_prefix,
+                filename_prefix=prefix,
                 folder_type=io.FolderType.output,
                 cls=cls,
             )

@@ -120,9 +120,16 @@ def word_heat(
 
 def _chosen(prompt: Prompt, words: str) -> list[str]:
     """The words that people wrote, or else all of the prompt."""
-    return phrases(words) or list(
-        dict.fromkeys(word.text for word in prompt.words if bare(word.text))
-    )
+    every = dict.fromkeys(word.text for word in prompt.words if bare(word.text))
+    chosen = phrases(words) or list(every)
+    if not chosen:
+        raise PivotError(
+            "a prompt with words to show",
+            f"{prompt.text!r:.100}",
+            "Give this node the text that was encoded for the sampler.",
+            "Attention Maps",
+        )
+    return chosen
 
 
 def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor:

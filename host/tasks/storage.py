@@ -3,9 +3,7 @@ the input folder."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import os
 import pathlib
@@ -14,9 +12,11 @@ from typing import Any
 
 import folder_paths
 
-from ...core.errors import PivotError
+from ...core.errors import PivotError, short
+from ...core.options import check_text
 from ...core.storage import (
     SUFFIX,
+    clear,
     is_inversion,
     read,
     rounding,
@@ -26,6 +26,7 @@ from ...core.trajectory import Trajectory
 from ...inversion import correction_for, rule_for
 from ..model.checks import check_same_model
 from ..run.sampling import check_unmasked
+from .folders import check_inside, checked_prefix, explained, output_root
 from .masks import PIXELS
 
 PREFIX = "pivot/inversion"
@@ -40,54 +41,18 @@ def save(trajectory: Trajectory, prefix: str, half: bool, prompt: str = "") -> t
     Returns its name for `load`, and a report. A prompt that is not empty takes the place of the one
     that the inversion remembers.
     """
-    # ComfyUI cannot count the files of a prefix without a last part, such as "folder/"
-    if os.path.basename(prefix) in ("", os.curdir, os.pardir):
-        prefix = os.path.join(prefix, os.path.basename(PREFIX))
-    root = pathlib.Path(folder_paths.get_output_directory()).resolve()
+    prefix = checked_prefix(prefix, os.path.basename(PREFIX), SAVE)
     height, width = (PIXELS * size for size in trajectory.latents.shape[-2:])
     trajectory = dataclasses.replace(trajectory, prompt=prompt or trajectory.prompt)
+    check_text(trajectory.prompt, "prompt", SAVE)
     with explained(prefix, SAVE):
-        # before ComfyUI makes the folders of the prefix
-        check_prefix(prefix, SAVE)
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
-            prefix, str(root), width, height
+            prefix, str(output_root()), width, height
         )
         path = write_numbered(pathlib.Path(folder), stem, trajectory, half, number)
     name = (pathlib.Path(subfolder) / path.name).as_posix() + OUTPUT
     report = f"{name}, {path.stat().st_size / 1e6:.1f} MB, {_described(trajectory)}"
     return name, report + (f"; half precision, {_cost(trajectory)}" if half else "")
-
-
-def check_prefix(prefix: str, where: str) -> None:
-    """Raise PivotError for a prefix that leads out of the output folder, by links too."""
-    root = pathlib.Path(folder_paths.get_output_directory()).resolve()
-    _check_inside(root / prefix, root, prefix, where)
-
-
-@contextlib.contextmanager
-def explained(prefix: str, where: str) -> Iterator[None]:
-    """Raise what the file system refuses as a PivotError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        expected, do = _REASONS.get(
-            error.errno or 0,
-            ("an output folder that can be written", "Look at its rights and its free space."),
-        )
-        reason = error.strerror or type(error).__name__
-        raise PivotError(expected, f"{prefix!r:.100}: {reason}", do, where) from error
-
-
-_NO_FOLDER = ("folders on the way to the file", "A file has that name: choose another prefix.")
-_REASONS = {
-    errno.ENAMETOOLONG: (
-        "a name that the file system can hold",
-        "Shorten filename_prefix; most hold 255 bytes with the number.",
-    ),
-    errno.ENOTDIR: _NO_FOLDER,
-    errno.EEXIST: _NO_FOLDER,
-}
-"""Error numbers of the file system: what was expected, and what to do."""
 
 
 def _cost(trajectory: Trajectory) -> str:
@@ -132,6 +97,11 @@ def load(
     )
 
 
+def clear_parts() -> None:
+    """Remove what saves into the output folder left behind that were killed."""
+    clear(output_root())
+
+
 def listed() -> list[str]:
     """The names of all inversions in the input folder and, marked, in the output folder."""
     return [
@@ -147,12 +117,15 @@ def find(name: str) -> pathlib.Path:
     Raises PivotError where there is none, or where the name leads out of its folder.
     """
     # the output folder first, because every name ends with the input folder's empty mark
-    mark, root = next((mark, root) for mark, root in reversed(_roots()) if name.endswith(mark))
-    path = _check_inside(root / name.removesuffix(mark), root, name, LOAD)
-    if not path.is_file():
+    text = name if isinstance(name, str) else ""
+    mark, root = next((mark, root) for mark, root in reversed(_roots()) if text.endswith(mark))
+    with explained(name, LOAD):
+        path = check_inside(root / text.removesuffix(mark), root, name, LOAD)
+        exists = path.is_file()
+    if not exists:
         raise PivotError(
             "an inversion in the input or output folder",
-            f"{name!r}, which is not there",
+            f"{short(name)}, which is not there",
             "Choose one from the list; R on the page reads the folders again.",
             LOAD,
         )
@@ -177,41 +150,8 @@ def _roots() -> list[tuple[str, pathlib.Path]]:
     """The folders of inversions, each behind the mark of its names."""
     return [
         ("", pathlib.Path(folder_paths.get_input_directory()).resolve()),
-        (OUTPUT, pathlib.Path(folder_paths.get_output_directory()).resolve()),
+        (OUTPUT, output_root()),
     ]
-
-
-def _check_inside(path: pathlib.Path, root: pathlib.Path, name: str, where: str) -> pathlib.Path:
-    """The path with every link followed. Raises PivotError unless it lies in `root`."""
-    try:
-        resolved = path.resolve()
-    except (ValueError, OSError, RuntimeError):  # a null byte, a name too long, links in a circle
-        resolved = None
-    if resolved is None or not resolved.is_relative_to(root):
-        link = _link_to_outside(path, root)
-        if link is not None:
-            raise PivotError(
-                f"a name inside of {root}",
-                f"{name!r}, where {link.name!r} is a link to {os.readlink(link)}",
-                "Links that lead out of the folder are not followed. Choose another folder, or "
-                "start ComfyUI with --output-directory or --input-directory: these may be links.",
-                where,
-            )
-        raise PivotError(
-            f"a name inside of {root}", repr(name), "Use no absolute path and no '..'.", where
-        )
-    return resolved
-
-
-def _link_to_outside(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
-    """The first link on a path within `root` that leads out of it."""
-    with contextlib.suppress(ValueError, OSError, RuntimeError):
-        parts = pathlib.Path(os.path.abspath(path)).relative_to(root).parts
-        for count in range(1, len(parts) + 1):
-            step = root.joinpath(*parts[:count])
-            if step.is_symlink() and not step.resolve().is_relative_to(root):
-                return step
-    return None
 
 
 def _inversions(root: pathlib.Path) -> Iterator[str]:

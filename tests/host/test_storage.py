@@ -3,10 +3,12 @@ belong."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -24,6 +26,7 @@ from pivot_edit.host.tasks import storage
 from pivot_edit.host.tasks.editing import edit
 from pivot_edit.host.tasks.inversion import invert_latent, with_correction
 from pivot_edit.inversion import Ddim, NegativePrompt
+from pivot_edit.nodes import PivotEditExtension
 from pivot_edit.nodes.storage import PivotLoadInversion, PivotSaveInversion
 from tools.client import Client, Graph, ServerError
 from tools.server import Server
@@ -144,8 +147,8 @@ def test_a_number_that_another_process_takes_is_not_taken_again(
         ("x" * 300 + "/kept", "a name that the file system can hold"),
         ("a.txt/kept", "folders on the way to the file, but got 'a.txt/kept': Not a directory"),
         ("a.txt/deep/kept", "folders on the way to the file"),
-        ("a.txt/", "A file has that name: choose another prefix"),
-        ("full/kept", "an output folder that can be written, but got 'full/kept': No space left"),
+        ("a.txt/", "A file has that name: choose another one"),
+        ("full/kept", "a folder that can be used, but got 'full/kept': No space left"),
     ],
 )
 def test_what_the_file_system_refuses_is_explained(
@@ -165,6 +168,15 @@ def test_what_the_file_system_refuses_is_explained(
     assert [path for path in (folders / "output").rglob("*") if path.is_file()] == [
         folders / "output" / "a.txt"
     ]
+
+
+def test_a_start_clears_what_a_killed_save_left(folders) -> None:
+    (folders / "output" / "deep").mkdir()
+    left = folders / "output" / "deep" / f".{'0' * 32}.part"
+    left.touch()
+    os.utime(left, (0, 0))
+    asyncio.run(PivotEditExtension().on_load())
+    assert not left.exists()
 
 
 def test_a_prompt_of_its_own_takes_the_remembered_ones_place(folders, small) -> None:
@@ -247,6 +259,46 @@ def test_a_name_of_no_file_is_refused(folders, small, name) -> None:
     with pytest.raises(PivotError, match="which is not there in Load Inversion"):
         storage.load(name)
     assert "which is not there" in PivotLoadInversion.validate_inputs(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "a file's name as text, but got None in Load Inversion"),
+        (5, "a file's name as text, but got 5"),
+        (["a", "b", "c"], "a file's name as text"),
+        ({"a": 1}, "a file's name as text"),
+        ("x" * 300, "a name that the file system can hold.*File name too long in Load Inversion"),
+        ("x" * 70_000, "a name that the file system can hold"),
+        ("a.txt/b.safetensors", "which is not there in Load Inversion"),
+        ("\ud800.safetensors", "a file's name of whole characters, but got half of one"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused(folders, name, message) -> None:
+    (folders / "input" / "a.txt").touch()
+    for use in (storage.load, storage.find, storage.stamp):
+        with pytest.raises(PivotError, match=message):
+            use(name)
+    assert re.search(message, str(PivotLoadInversion.validate_inputs(name)))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (None, "filename_prefix as text, but got None in Save Inversion"),
+        (["a"], "filename_prefix as text"),
+        ("\ud800", "filename_prefix of whole characters"),
+    ],
+)
+def test_a_prefix_is_text(folders, small, prefix, message) -> None:
+    with pytest.raises(PivotError, match=message):
+        storage.save(small, prefix, False)
+
+
+def test_a_prompt_of_half_characters_is_not_saved(folders, small) -> None:
+    with pytest.raises(PivotError, match="prompt of whole characters.* in Save Inversion"):
+        storage.save(small, "kept", False, "a cat \udc80")
+    assert not list((folders / "output").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,20 @@ def test_any_choice_can_be_written(wanted: set[Layer]) -> None:
 
 
 @pytest.mark.parametrize(
-    "item", ["up2", "up.", "up.1-", "up.-1", "up.1.0.0.0", "input.1", "up.x", "1", "al", "up.1+2"]
+    "item",
+    [
+        "up2",
+        "up.",
+        "up.1-",
+        "up.-1",
+        "up.1.0.0.0",
+        "input.1",
+        "up.x",
+        "1",
+        "al",
+        "up.1+2",
+        "up." + "9" * 5000,
+    ],
 )
 def test_an_item_that_cannot_be_read_is_an_error_that_names_the_layers(item: str) -> None:
     with pytest.raises(PivotError) as caught:

@@ -11,7 +11,15 @@ import pytest
 
 from pivot_edit.core import options
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.options import Method, NodeText, defaults, from_inputs, options_of
+from pivot_edit.core.options import (
+    Method,
+    NodeText,
+    Option,
+    check_value,
+    defaults,
+    from_inputs,
+    options_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +115,18 @@ def test_a_method_is_called_by_its_title_its_name_or_its_class() -> None:
 
     kinds = (Example, Titled, Named, Plain)
     assert [kind.where() for kind in kinds] == ["Example", "By Title", "by_name", "Plain"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("number", 10**400, "it between 0 and 2, but got a larger number in Place"),
+        ("number", -(10**400), "it between 0 and 2, but got a smaller number"),
+        ("integer", 10**309, "it between 0 and 2, but got a larger number"),
+        ("text", 10**309, "it to be text, but got a larger number"),
+        ("text", "a \ud800", r"it of whole characters, but got half of one, '\\ud800' in Place"),
+    ],
+)
+def test_values_that_cannot_be_written_are_refused_by_name(kind, value, message) -> None:
+    with pytest.raises(PivotError, match=message):
+        check_value(Option(kind, "", None, "it", high=2.0), value, "Place")

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ def trajectory(**other: Any) -> Trajectory:
         "fixed_point",
         "a model",
         "a text",
-        "un chat “gris”\nsur un lit \ud800",
+        "un chat “gris”\nsur un lit 🛏",
         7.5,
     )
     return dataclasses.replace(made, **other)
@@ -601,6 +602,64 @@ def test_a_save_clears_what_killed_saves_left_and_nothing_else(tmp_path: pathlib
     assert set(tmp_path.iterdir()) == {young, other, folder, tmp_path / "kept_00001_.safetensors"}
 
 
-def test_a_save_that_is_killed_leaves_a_part_file_that_saves_know(tmp_path: pathlib.Path) -> None:
-    with storage._part(tmp_path, b"x") as part:
-        assert storage._PART.fullmatch(part.name)
+def killed_save(folder: pathlib.Path) -> None:
+    """A process that is killed while it saves."""
+    pid = os.fork()  # a new process would import torch for seconds
+    if pid == 0:
+        with storage._part(folder, b"x"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def parts(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.rglob("*") if storage._PART.fullmatch(path.name)]
+
+
+@pytest.mark.skipif(storage.fcntl is None, reason="without locks only age tells")
+def test_what_a_killed_save_leaves_goes_at_once_and_a_running_one_stays(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / "deep" / "er"
+    deep.mkdir(parents=True)
+    with storage._part(deep, b"x") as running:
+        killed_save(tmp_path)
+        killed_save(deep)
+        assert len(parts(tmp_path)) == 3
+        storage.write_numbered(tmp_path, "kept", trajectory())
+        assert len(parts(tmp_path)) == 2
+        monkeypatch.setattr("platform.node", lambda: "another machine")
+        storage.clear(tmp_path)
+        assert len(parts(tmp_path)) == 2
+        monkeypatch.undo()
+        storage.clear(tmp_path)
+        assert parts(tmp_path) == [running]
+    assert parts(tmp_path) == []
+
+
+def test_a_save_begins_again_where_its_part_was_cleared_before_it_was_locked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, cleared = storage._lock, list[pathlib.Path]()
+
+    def late(file: Any) -> bool:
+        if not cleared:
+            cleared.append(pathlib.Path(file.name))
+            cleared[0].unlink()
+        return lock(file)
+
+    monkeypatch.setattr(storage, "_lock", late)
+    path = storage.write_numbered(tmp_path, "kept", whole())
+    assert cleared and unequal(whole(), storage.read(path).trajectory) == []
+
+
+def test_a_prompt_with_half_of_a_character_is_neither_written_nor_read(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = whole(prompt="a cat \ud83d")
+    with pytest.raises(PivotError, match="a prompt of whole characters, but got half of one"):
+        storage.write(path, lone)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "check_text", lambda *args: None)
+        storage.write(path, lone)
+    with pytest.raises(PivotError, match=r"a prompt of whole characters, .* in kept\.safetensors"):
+        storage.read(path)

@@ -639,6 +639,11 @@ def test_weights_that_cannot_be_read_are_errors_that_quote_them(part: str) -> No
     assert caught.value.got == repr(part)
 
 
+def test_a_weight_beyond_every_number_is_an_error() -> None:
+    with pytest.raises(PivotError, match=r"words with weights, .*, but got 'x: 9999"):
+        word_weights("x: " + "9" * 400)
+
+
 @pytest.mark.parametrize(
     ("text", "pairs"),
     [
