@@ -149,6 +149,7 @@ def made_bed() -> Bed:
         ("PivotAttentionMaps", "prompt"): text,
         ("PivotBlendMask", "model"): blended,
         ("PivotSourcePrompt", "prompt"): text,
+        ("PivotPasteEdit", "edited"): image,
     }
     return Bed(sockets, named, inputs)
 
