@@ -91,6 +91,18 @@ def nan_latent(graph: Graph) -> Graph:
     return graph
 
 
+def clip_skip_on_one_side(graph: Graph) -> Graph:
+    skip = {"clip": ["1", 1], "stop_at_clip_layer": -2}
+    graph["35"] = {"class_type": "CLIPSetLastLayer", "inputs": skip}
+    graphs.inputs(graph, "PivotPromptPair")["clip"] = ["35", 0]
+    return graph
+
+
+def a_very_long_prompt(graph: Graph) -> Graph:
+    graphs.inputs(graph, "PivotPromptPair")["target_prompt"] = "a red star " * 10_000
+    return graph
+
+
 def plain_sampler(graph: Graph) -> Graph:
     graph["29"] = {
         "class_type": "KSampler",
@@ -194,7 +206,10 @@ def maps_of_an_unknown_word(graph: Graph) -> Graph:
 
 
 CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
-    empty_source: ("PivotSourcePrompt", "Expected a source prompt, but got an empty text"),
+    empty_source: (
+        "PivotSourcePrompt",
+        "Expected a source prompt, but got an empty text.*CLIP Text Encode with an empty text",
+    ),
     empty_target: ("PivotPromptPair", "Expected a target prompt, but got an empty text"),
     impossible_alignment: ("PivotPromptToPrompt", "as many words .* refine"),
     zero_steps: ("PivotDDIMInversion", "smaller than min"),
@@ -206,6 +221,11 @@ CASES: dict[Callable[[Graph], Graph], tuple[str, str]] = {
     transformer: ("PivotDDIMInversion", "a UNet model .* SD3 .* without UNet attention"),
     other_model: ("PivotEditSampler", "the model the inversion was made with .* same checkpoint"),
     other_source: ("PivotEditSampler", "source conditioning that the inversion was made with"),
+    clip_skip_on_one_side: (
+        "PivotEditSampler",
+        "the same text 'a .*' encoded otherwise.*clip skip or a LoRA on one side only",
+    ),
+    a_very_long_prompt: ("PivotPromptPair", "at most 39424 characters, but got 110000"),
     nan_latent: ("PivotDDIMInversion", "finite numbers .* NaN"),
     plain_sampler: ("KSampler", "Edit Sampler.*Rows for KSampler.*batch_size 2"),
     unknown_weight: ("PivotPromptToPrompt", "'sofa'.*There are: a, .*circle"),
