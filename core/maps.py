@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .columns import text_columns
-from .control import AttentionCall, Branch, Row
+from .control import AttentionCall, Branch, Place, Row
 
 Columns = tuple[int, ...]
 Groups = dict[tuple[Branch, int], tuple[int, tuple[Columns, ...]]]
 """(branch, target) -> the prompt's number of columns, and the columns of each word or group of
 words."""
+LEAST_SHARE, MOST_SHARE = 0.01, 0.95
+"""Of a picture: a mask below or above hardly limits an edit to a place, and people are told so."""
 Key = tuple[Branch, int, int]
 """(branch, target, picture)."""
 
@@ -89,13 +91,16 @@ class MapSum:
     """Maps summed over layers and steps.
 
     A layer counts once a step, however often the sampler asks it. `values` are the one-hot values
-    that its maps are asked with.
+    that its maps are asked with. Of older steps a map counts half as much after every `half_life`,
+    a fraction of all steps. Where that is None, all steps count alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, half_life: float | None = None) -> None:
         self.sums: dict[Key, torch.Tensor] = {}
         self.values: dict[Any, torch.Tensor] = {}
+        self._half_life = half_life
         self._seen: set[tuple[Any, ...]] = set()
+        self._steps: dict[Key, int] = {}
 
     def add(self, call: AttentionCall, maps: Mapping[Key, torch.Tensor]) -> None:
         """Add the maps of one call."""
@@ -103,7 +108,16 @@ class MapSum:
             mark = (call.place.step, call.site.layer, key)
             if mark not in self._seen:
                 self._seen.add(mark)
-                self.sums[key] = _plus(self.sums[key], each) if key in self.sums else each
+                before = self._aged(key, call.place) if key in self.sums else None
+                self.sums[key] = each if before is None else _plus(before, each)
+                self._steps[key] = call.place.step
+
+    def _aged(self, key: Key, place: Place) -> torch.Tensor:
+        """The sum of the steps before, as it counts at a place."""
+        past = place.step - self._steps[key]
+        if self._half_life is None or past == 0:
+            return self.sums[key]
+        return self.sums[key] * 0.5 ** (past / (self._half_life * place.steps))
 
 
 def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -151,6 +165,40 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> 
     return torch.nn.functional.interpolate(
         maps[None, None], size, mode=mode, align_corners=corners
     )[0, 0]
+
+
+def share_of_range(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [..., h, w] between their least (0) and their greatest value (1), each for itself.
+
+    Every threshold of the pack is on this scale. A share of the greatest value alone is none that
+    holds on several models: in some of them words are looked at a little everywhere.
+    """
+    low, high = maps.amin((-2, -1), True), maps.amax((-2, -1), True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
+
+
+def smooth(words_map: torch.Tensor) -> torch.Tensor:
+    """A map [h, w] under the 3x3 binomial kernel, which takes single positions off."""
+    line = torch.tensor([0.25, 0.5, 0.25], device=words_map.device)
+    padded = torch.nn.functional.pad(words_map[None, None], (1, 1, 1, 1), mode="replicate")
+    across = torch.nn.functional.conv2d(padded, line.view(1, 1, 1, 3))
+    return torch.nn.functional.conv2d(across, line.view(1, 1, 3, 1))[0, 0]
+
+
+def region(words_map: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
+    """Where a map [h, w] says that its words are: bool at `size`.
+
+    It is smoothed, enlarged bilinearly, and compared with a share of its range. `python -m
+    bench.masks` measures the rule on worlds of several models (docs/BENCHMARKS.md).
+    """
+    return share_of_range(resize(smooth(words_map), size, "bilinear")) >= threshold
+
+
+def in_share(masks: Sequence[torch.Tensor]) -> str:
+    """Which shares of the picture masks [H, W] take, in words: "23 %", or "2 to 31 %"."""
+    shares = [float(mask.float().mean()) for mask in masks]
+    low, high = min(shares), max(shares)
+    return f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
 
 
 class Results:

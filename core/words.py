@@ -513,3 +513,81 @@ def _counterpart(prompt: Prompt, other: Prompt, columns: tuple[int, ...]) -> tup
     """The columns, in another prompt of as many words, of those that stand at the same place."""
     at = [index for index, word in enumerate(prompt.words) if set(word.core) & set(columns)]
     return tuple(column for index in at for column in other.words[index].core)
+
+
+WordColumns = tuple[str, tuple[int, ...]]
+"""A word or phrase as it was written, and its token columns."""
+_SIDE = re.compile(r"(source|target)\s*[:\uff1a]\s*(.*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordList:
+    """Words that people listed: for both prompts, or for each of them apart."""
+
+    text: str
+    both: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.both or self.source or self.target)
+
+    def check(self, words: Words) -> None:
+        """Raise PivotError for a word that none of the prompts has that it is listed for."""
+        for phrase in self.both:
+            check_in_pairs(words, phrase)
+        for phrase in self.source:
+            check_among([pair.source for pair in words], phrase)
+        for phrase in self.target:
+            check_among([pair.target for pair in words], phrase)
+
+
+def word_list(text: str, name: str, where: str) -> WordList:
+    """`cat, dog` for both prompts, or `source: cat, target: dog` for each of them apart.
+
+    A label counts until the next one. Raises PivotError for words in front of the first label.
+    """
+    lists: dict[str, list[str]] = {"both": [], "source": [], "target": []}
+    side = "both"
+    for phrase in phrases(text):
+        labelled = _SIDE.fullmatch(phrase)
+        if labelled is not None:
+            side, phrase = labelled[1].lower(), labelled[2]
+        if phrase:
+            lists[side].append(phrase)
+    if side != "both" and lists["both"]:
+        raise PivotError(
+            f"{name} for both prompts (`cat, dog`) or for each apart (`source: cat, target: dog`)",
+            repr(text),
+            "Write the words behind the label of their prompt, or leave both labels out.",
+            where,
+        )
+    return WordList(text, *(tuple(each) for each in lists.values()))
+
+
+def columns_of_list(
+    pair: PromptPair, listed: WordList
+) -> tuple[tuple[WordColumns, ...], tuple[WordColumns, ...]]:
+    """The listed words that the source has, and those that the target has, with their columns.
+
+    Of a list for both, a word of one prompt stands for its counterpart in the other
+    (`columns_in_both`). No column counts twice.
+    """
+    both = [(phrase, *columns_in_both(pair, [phrase])) for phrase in listed.both]
+    source = [(phrase, columns) for phrase, columns, _ in both]
+    target = [(phrase, columns) for phrase, _, columns in both]
+    source += [(phrase, pair.source.seek(phrase)) for phrase in listed.source]
+    target += [(phrase, pair.target.seek(phrase)) for phrase in listed.target]
+    return _once(source), _once(target)
+
+
+def _once(words: Sequence[WordColumns]) -> tuple[WordColumns, ...]:
+    """Words without columns that an earlier one has; words without any are left out."""
+    seen: set[int] = set()
+    left = []
+    for phrase, columns in words:
+        fresh = tuple(column for column in columns if column not in seen)
+        seen.update(fresh)
+        if fresh:
+            left.append((phrase, fresh))
+    return tuple(left)

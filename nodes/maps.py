@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..core.options import from_inputs
 from ..host.tasks.masks import MaskOptions, check_blended, word_heat
@@ -82,16 +82,20 @@ class PivotBlendMask(io.ComfyNode):
             display_name="Local Blend Mask",
             category=CATEGORY,
             description="The mask that Local Blend used in its last step, for samples of a stock "
-            "sampler. The Edit "
-            "Sampler gives it by itself.",
+            "sampler, and which share of the picture it takes. The Edit Sampler gives both by "
+            "itself.",
             search_aliases=["blend mask", "local blend mask"],
             inputs=[
                 model_input("The model behind Local Blend that the sampler used."),
                 io.Latent.Input("samples", tooltip=_SAMPLES),
             ],
-            outputs=[io.Mask.Output(display_name="mask")],
+            outputs=[
+                io.Mask.Output(display_name="mask"),
+                io.String.Output(display_name="report"),
+            ],
         )
 
     @classmethod
     def execute(cls, model: Any, samples: dict[str, Any]) -> io.NodeOutput:
-        return io.NodeOutput(check_blended(model, samples["samples"]))
+        mask, report = check_blended(model, samples["samples"])
+        return io.NodeOutput(mask, report, ui=ui.PreviewText(report))

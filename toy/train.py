@@ -85,8 +85,8 @@ def run_training(
     """Minimise `loss_of(step)` with AdamW, warm-up and cosine, from the last checkpoint if there is
     one."""
     torch.manual_seed(world.seed + seed)
-    world.runs.mkdir(exist_ok=True)
-    world.logs.mkdir(exist_ok=True)
+    world.runs.mkdir(parents=True, exist_ok=True)
+    world.logs.mkdir(parents=True, exist_ok=True)
     path = world.runs / f"{name}.pt"
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99))

@@ -22,9 +22,9 @@ SHAPES = Shapes(
     unet={
         **UNET_CONFIG,
         "channel_mult": [1, 2],
-        "num_res_blocks": [2, 2],
-        "transformer_depth": [1, 1, 1, 1],
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1],
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
         "num_head_channels": 16,
         "context_dim": CONTEXT,
     },

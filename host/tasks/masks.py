@@ -9,7 +9,7 @@ import torch
 
 from ...attention import AttentionMaps, LocalBlend
 from ...core.errors import PivotError
-from ...core.maps import resize
+from ...core.maps import resize, share_of_range
 from ...core.options import Method, fraction, integer, number
 from ...core.words import Prompt, bare, phrases
 from ...show.grids import labelled_grid, overlay
@@ -37,8 +37,8 @@ def blend_mask(model: Any, samples: torch.Tensor) -> torch.Tensor:
     return masks
 
 
-def check_blended(model: Any, samples: torch.Tensor) -> torch.Tensor:
-    """The mask of `blend_mask`.
+def check_blended(model: Any, samples: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """The mask of `blend_mask`, and what the local blends did by it, in words.
 
     Raises PivotError if no local blend of this model has worked on these samples.
     """
@@ -50,7 +50,12 @@ def check_blended(model: Any, samples: torch.Tensor) -> torch.Tensor:
             "Connect the model behind Local Blend, and the latent as the sampler gives it.",
             "Local Blend Mask",
         )
-    return blend_mask(model, samples)
+    said = []
+    for blend in blends:
+        masks = [mask for sample in samples if (mask := blend.results.get(sample)) is not None]
+        if masks:
+            said.append(blend.describe(masks))
+    return blend_mask(model, samples), "\n".join(said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +149,7 @@ def _heats(maps: torch.Tensor, prompt: Prompt, words: list[str]) -> torch.Tensor
             "Attention Maps",
         )
     heats = torch.stack([maps[..., list(prompt.find(word))].mean(-1) for word in words])
-    low, high = heats.amin((1, 2), True), heats.amax((1, 2), True)
-    return (heats - low) / (high - low).clamp(min=1e-12)
+    return share_of_range(heats)
 
 
 def _recorded(model: Any, sample: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,10 @@ def half_mask(side: int) -> torch.Tensor:
     return mask
 
 
-WORDS = tuple(BlendWords(COLUMNS, COLUMNS, (2 + i,), (3 + i,), (5,), (6,)) for i in range(TARGETS))
+WORDS = tuple(
+    BlendWords(COLUMNS, COLUMNS, *((("word", (column,)),) for column in (2 + i, 3 + i, 5, 6)))
+    for i in range(TARGETS)
+)
 GROUPS = {
     (branch, target): (COLUMNS, ((4, 5),))
     for branch in ("source", "target")

@@ -59,7 +59,7 @@ def p2p(model: Any, targets: int = 1, **options: Any) -> Any:
 
 
 def blend(model: Any, targets: int = 1, **options: Any) -> Any:
-    words = (BlendWords(77, 77, (4,), (4,)),) * targets
+    words = (BlendWords(77, 77, (("word", (4,)),), (("word", (4,)),)),) * targets
     return add_controller(
         model, LocalBlend(words, scales_of(model), **{"start": 0.2, "threshold": 0.85, **options})
     )
@@ -242,7 +242,8 @@ def test_the_mask_is_given_for_the_latent_it_made_and_no_other(model, trajectory
         one for one in controllers_of(blended.model_options) if isinstance(one, LocalBlend)
     )
     assert torch.equal(in_cells(mask)[0], control.results.get(edited[0]) > 0.5)
-    assert torch.equal(check_blended(blended, edited), mask)
+    shown, said = check_blended(blended, edited)
+    assert torch.equal(shown, mask) and "of the picture" in said
     with pytest.raises(PivotError, match="samples of another run"):
         check_blended(blended, edited + 1)
     with pytest.raises(PivotError, match="a model without Local Blend"):
@@ -457,7 +458,7 @@ def test_a_stock_sampler_blends_after_every_step(model, texts) -> None:
     rows = stack_rows(texts[SOURCE], texts[TARGET])
     controlled = blend(p2p(model))
     samples = ksampler(controlled, rows, texts[NEGATIVE], 2)
-    mask = check_blended(controlled, samples)
+    mask = check_blended(controlled, samples)[0]
     assert mask[0].min() == 1.0
     outside = ~in_cells(mask)[1]
     assert outside.any() and not outside.all()

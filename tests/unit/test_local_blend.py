@@ -13,23 +13,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import few, noise, probabilities
 
-from pivot_edit.attention.local_blend import BlendState, BlendWords, LocalBlend, blend
+from pivot_edit.attention.local_blend import (
+    HALF_LIFE,
+    BlendState,
+    BlendWords,
+    LocalBlend,
+    blend,
+)
 from pivot_edit.attention.prompt_to_prompt import PromptToPrompt
 from pivot_edit.core.control import AttentionCall, Place, Row
 from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import Layer
-from pivot_edit.core.maps import Columns
+from pivot_edit.core.maps import Columns, MapSum
 from pivot_edit.core.words import Alignment
 
+Named = tuple[tuple[str, Columns], ...]
 COLUMNS = 12
 SITE, SIZE = (3, 4), (6, 8)
 BATCH = Layout("c")
-CAT = BlendWords(COLUMNS, COLUMNS, (1, 2), (3,))
+
+
+def words_at(*columns: Columns, length: int = COLUMNS) -> BlendWords:
+    """Words in the source, in the target, to subtract in the source and in the target."""
+    listed = ((("word", each),) if each else () for each in columns)
+    return BlendWords(length, length, *listed)
+
+
+CAT = words_at((1, 2), (3,))
 
 columns = st.lists(st.integers(0, COLUMNS - 1), max_size=3, unique=True).map(tuple)
-blend_words = st.builds(
-    BlendWords, st.just(COLUMNS), st.just(COLUMNS), columns, columns, columns, columns
-)
+blend_words = st.builds(words_at, columns, columns, columns, columns)
 
 
 def place(step: int, steps: int = 10) -> Place:
@@ -99,35 +112,61 @@ def mask_by_hand(
     controller: LocalBlend, words: BlendWords, theirs: torch.Tensor, own: torch.Tensor
 ) -> torch.Tensor:
     """(source or target looks at the words, if any) and not (source or target looks at those to
-    keep), of summed maps [h, w, columns]: pooled 3x3 unless to keep, resized by nearest, as a share
-    of the greatest value."""
+    keep), of summed maps [h, w, columns]."""
 
     def looked_at(
-        pairs: Sequence[tuple[torch.Tensor, Columns]], threshold: float, pool: bool
+        pairs: Sequence[tuple[torch.Tensor, Named]], threshold: float, pool: bool
     ) -> torch.Tensor:
         any_of = torch.zeros(SIZE, dtype=torch.bool)
-        for maps, found in pairs:
-            if found:
-                one = maps[..., list(found)].sum(-1)
-                padded = torch.nn.functional.pad(one, (1, 1, 1, 1), value=-1.0)
-                one = padded.unfold(0, 3, 1).unfold(1, 3, 1).amax((-1, -2)) if pool else one
-                one = one.repeat_interleave(2, 0).repeat_interleave(2, 1)
-                any_of |= one / one.max() > threshold
+        for maps, named in pairs:
+            if named:
+                found = [column for _, each in named for column in each]
+                one = maps[..., found].sum(-1)
+                any_of |= paper(one, threshold, pool) if controller.pool else rule(one, threshold)
         return any_of
 
-    inside = looked_at(
-        [(theirs, words.source), (own, words.target)], controller.threshold, controller.pool
-    )
+    inside = looked_at([(theirs, words.source), (own, words.target)], controller.threshold, True)
     if not words.source and not words.target:
         inside = torch.ones(SIZE, dtype=torch.bool)
     kept = [(theirs, words.source_subtract), (own, words.target_subtract)]
     return inside & ~looked_at(kept, controller.subtract_threshold, False)
 
 
-def summed(calls: Iterable[AttentionCall], row: int) -> torch.Tensor:
-    """The maps [h, w, columns] of one row, over heads and calls."""
-    maps = [probabilities(call.q, call.k, call.heads)[row].mean(0) for call in calls]
-    return torch.stack(maps).sum(0).unflatten(0, SITE)
+def paper(one: torch.Tensor, threshold: float, pool: bool) -> torch.Tensor:
+    """The paper's rule: pooled 3x3 unless to keep, resized by nearest, a share of the greatest."""
+    padded = torch.nn.functional.pad(one, (1, 1, 1, 1), value=-1.0)
+    one = padded.unfold(0, 3, 1).unfold(1, 3, 1).amax((-1, -2)) if pool else one
+    one = one.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return one / one.max() > threshold
+
+
+def rule(one: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Ours: means of 1, 2, 1 along both sides, twice as large by means of 3, 1, a share of the
+    range."""
+    for side in (0, 1):
+        first, last = one.narrow(side, 0, 1), one.narrow(side, -1, 1)
+        before = torch.cat([first, one.narrow(side, 0, one.shape[side] - 1)], side)
+        after = torch.cat([one.narrow(side, 1, one.shape[side] - 1), last], side)
+        one = (before + 2 * one + after) / 4
+    for side in (0, 1):
+        first, last = one.narrow(side, 0, 1), one.narrow(side, -1, 1)
+        before = torch.cat([first, one.narrow(side, 0, one.shape[side] - 1)], side)
+        after = torch.cat([one.narrow(side, 1, one.shape[side] - 1), last], side)
+        halves = [(before + 3 * one) / 4, (3 * one + after) / 4]
+        one = torch.stack(halves, side + 1).flatten(side, side + 1)
+    return (one - one.min()) / (one.max() - one.min()) >= threshold
+
+
+def summed(calls: Iterable[AttentionCall], row: int, half_life: float | None) -> torch.Tensor:
+    """The maps [h, w, columns] of one row, over heads and calls, as they count at the last step."""
+    calls = list(calls)
+    last, total = max(call.place.step for call in calls), torch.zeros(*SITE, COLUMNS).double()
+    for call in calls:
+        age = (last - call.place.step) / call.place.steps
+        share = 1.0 if half_life is None else 0.5 ** (age / half_life)
+        maps = probabilities(call.q, call.k, call.heads)[row].mean(0).unflatten(0, SITE)
+        total += share * maps
+    return total
 
 
 @few
@@ -149,13 +188,14 @@ def test_the_mask_is_where_the_words_and_not_those_to_keep_are_looked_at(
 ) -> None:
     controller = LocalBlend(words[: layout.targets], (2,), threshold, subtract, pool=pool)
     calls = [
-        cross(step, layout, seed + 7 * step + layer, layer)
+        cross(3 * step, layout, seed + 7 * step + layer, layer)
         for step in range(2)
         for layer in range(2)
     ]
     masks = mask_of(controller, see(controller, calls), layout)
     for mask, (target, source) in zip(masks, layout.pairs, strict=True):
-        theirs, own = summed(calls, source), summed(calls, target)
+        life = None if pool else HALF_LIFE
+        theirs, own = summed(calls, source, life), summed(calls, target, life)
         assert torch.equal(
             mask.bool(), mask_by_hand(controller, words[layout.rows[target].target], theirs, own)
         )
@@ -174,25 +214,40 @@ def only(call: AttentionCall, rows: list[int], layout: tuple[Row, ...]) -> Atten
     )
 
 
-@pytest.mark.parametrize(("pool", "reach"), [(False, 0), (True, 1)])
-def test_pooling_adds_the_neighbours_of_every_position_and_subtracts_none(
-    pool: bool, reach: int
-) -> None:
+def test_pooling_adds_the_neighbours_of_every_position_and_subtracts_none() -> None:
     """One position of an 8x8 map is looked at, another one is to be kept; the latent is twice as
     large."""
-    controller, state = LocalBlend((BlendWords(1, 1, (0,), (), (0,)),), pool=pool), BlendState()
+    controller = LocalBlend((words_at((0,), (), (0,), length=1),), pool=True)
+    state = controller.begin()
     state.maps.sums = {
         ("source", 0, 0): torch.zeros(8, 8, 2),
         ("target", 0, 0): torch.zeros(8, 8, 2),
     }
     state.maps.sums["source", 0, 0][3, 4, 0] = state.maps.sums["source", 0, 0][2, 4, 1] = 1.0
     expected = torch.zeros(8, 8)
-    expected[3 - reach : 4 + reach, 4 - reach : 5 + reach] = 1.0
+    expected[2:5, 3:6] = 1.0
     expected[2, 4] = 0.0
     out = controller.after_step(
         torch.eye(2)[:, :1, None, None].expand(2, 1, 16, 16), BATCH.rows, place(9), state
     )
     assert torch.equal(1.0 - out[1, 0], expected.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+@pytest.mark.parametrize(("floor", "pool"), [(0.0, True), (0.0, False), (5.0, False)])
+def test_a_floor_of_attention_everywhere_hides_no_object(floor: float, pool: bool) -> None:
+    """A share of the greatest value finds an object only where the rest is not looked at."""
+    objects = torch.zeros(8, 8)
+    objects[2:6, 3:7] = 1.0
+    state = LocalBlend((words_at((0,), (), length=1),), pool=pool).begin()
+    state.maps.sums = dict.fromkeys(
+        (("source", 0, 0), ("target", 0, 0)), (objects + floor)[..., None]
+    )
+    controller = LocalBlend((words_at((0,), (0,), length=1),), pool=pool)
+    x = torch.eye(2)[:, :1, None, None].expand(2, 1, 8, 8)
+    mask = 1.0 - controller.after_step(x, BATCH.rows, place(9), state)[1, 0]
+    found, true = mask.bool(), objects.bool()
+    share = (found & true).sum() / (found | true).sum()
+    assert share > 0.7 or pool and share > 0.4
 
 
 def test_unconditioned_rows_do_not_count() -> None:
@@ -220,7 +275,7 @@ def test_source_and_target_may_come_in_calls_of_their_own() -> None:
 
 
 def test_maps_are_read_at_one_scale_and_every_call_is_handed_on() -> None:
-    controller, state = LocalBlend((CAT,), (2, 4, 8), 0.6, pool=False), BlendState()
+    controller, state = LocalBlend((CAT,), (2, 4, 8), 0.6, pool=False), BlendState(MapSum())
     for scale in (2, 4, 8):
         call, attend = cross(0, seed=scale, scale=scale), Attend()
         assert torch.equal(controller(call, attend, state), plain(call))
@@ -236,8 +291,8 @@ def test_the_targets_map_is_that_of_the_edit() -> None:
     mapper = torch.eye(COLUMNS)
     mapper[3, 3], mapper[5, 3] = 0.0, 1.0
     edit = PromptToPrompt((Alignment(mapper, torch.zeros(COLUMNS), "", ""),))
-    controller = LocalBlend((BlendWords(COLUMNS, COLUMNS, (), (3,)),), (2,), 0.6, pool=False)
-    theirs = LocalBlend((BlendWords(COLUMNS, COLUMNS, (5,), ()),), (2,), 0.6, pool=False)
+    controller = LocalBlend((words_at((), (3,)),), (2,), 0.6, pool=False)
+    theirs = LocalBlend((words_at((5,), ()),), (2,), 0.6, pool=False)
     edited = mask_of(controller, see(controller, [probed(cross(0), edit)]))
     assert torch.equal(edited, mask_of(theirs, see(theirs, [cross(0)])))
     assert not torch.equal(edited, mask_of(controller, see(controller, [cross(0)])))
@@ -247,7 +302,7 @@ def test_words_are_found_in_repeated_texts() -> None:
     short = make_call("cross", BATCH, 0, 2, 4, SITE, 6)
     long = short.replace(short.q, short.k.repeat(1, 2, 1), short.v.repeat(1, 2, 1))
     long = dataclasses.replace(long, texts=(6, 6))
-    controller = LocalBlend((BlendWords(6, 6, (1, 2), (3,)),), (2,), 0.6, pool=False)
+    controller = LocalBlend((words_at((1, 2), (3,), length=6),), (2,), 0.6, pool=False)
     assert torch.equal(
         *(mask_of(controller, see(controller, [probed(call)])) for call in (short, long))
     )
@@ -256,7 +311,7 @@ def test_words_are_found_in_repeated_texts() -> None:
 def test_text_behind_a_prompt_is_nobodys_word() -> None:
     """Columns that are appended are not those at the same place of the prompt."""
     call = make_call("cross", BATCH, 0, 2, 4, SITE, 12)
-    state = see(LocalBlend((BlendWords(6, 6, (1, 2), (3,)),), (2,)), [probed(call)]).maps.sums[
+    state = see(LocalBlend((words_at((1, 2), (3,), length=6),), (2,)), [probed(call)]).maps.sums[
         "target", 0, 0
     ]
     wanted = probabilities(call.q, call.k, 2)[1].mean(0)[:, 3].float().unflatten(0, SITE)
@@ -264,7 +319,7 @@ def test_text_behind_a_prompt_is_nobodys_word() -> None:
 
 
 def test_words_to_keep_alone_let_everything_else_change() -> None:
-    keep = BlendWords(COLUMNS, COLUMNS, (), (), (1, 2), (3,))
+    keep = words_at((), (), (1, 2), (3,))
     controller = LocalBlend((keep,), (2,), subtract_threshold=0.6)
     blended = LocalBlend((CAT,), (2,), 0.6, pool=False)
     kept, inside = (mask_of(one, see(one, [cross(0)])) for one in (controller, blended))
@@ -290,7 +345,8 @@ def test_the_first_step_that_is_blended_is_a_fraction_of_the_steps(
 def test_a_start_of_one_never_blends() -> None:
     controller, x = LocalBlend(start=1.0, mask=torch.zeros(1, *SIZE)), latents()
     assert all(
-        controller.after_step(x, BATCH.rows, place(step), BlendState()) is x for step in range(10)
+        controller.after_step(x, BATCH.rows, place(step), BlendState(MapSum())) is x
+        for step in range(10)
     )
 
 
@@ -322,10 +378,10 @@ def test_a_mask_of_ones_changes_no_bit_and_one_of_zeros_gives_the_source(
     x = latents(layout).to(dtype)
     before = x.clone()
     ones = LocalBlend(mask=torch.ones(1, height, 8)).after_step(
-        x, layout.rows, place(9), BlendState()
+        x, layout.rows, place(9), BlendState(MapSum())
     )
     zeros = LocalBlend(mask=torch.zeros(1, height, 8)).after_step(
-        x, layout.rows, place(9), BlendState()
+        x, layout.rows, place(9), BlendState(MapSum())
     )
     assert torch.equal(ones, x) and torch.equal(x, before)
     assert torch.equal(zeros, x[[0, 1, 0, 1, 0, 1]])
@@ -333,8 +389,8 @@ def test_a_mask_of_ones_changes_no_bit_and_one_of_zeros_gives_the_source(
 
 def test_outside_of_the_words_the_target_is_the_source_and_inside_it_is_itself() -> None:
     layout = Layout("c", 2, 2)
-    words = (CAT, BlendWords(COLUMNS, COLUMNS, (5,), (7,), (1,), (2,)))
-    controller, x = LocalBlend(words, (2,), 0.6, pool=False), latents(layout)
+    words = (CAT, words_at((5,), (7,), (1,), (2,)))
+    controller, x = LocalBlend(words, (2,), 0.3, 0.8), latents(layout)
     state = see(controller, [cross(0, layout)])
     masks = mask_of(controller, state, layout).bool()
     out = controller.after_step(x, layout.rows, place(9), state)
@@ -348,14 +404,15 @@ def test_outside_of_the_words_the_target_is_the_source_and_inside_it_is_itself()
 def test_rows_without_a_source_are_left_alone() -> None:
     x, rows = latents(), (Row("target", True), Row("target", True, None, 1))
     assert torch.equal(
-        LocalBlend(mask=torch.zeros(1, *SIZE)).after_step(x, rows, place(9), BlendState()), x
+        LocalBlend(mask=torch.zeros(1, *SIZE)).after_step(x, rows, place(9), BlendState(MapSum())),
+        x,
     )
 
 
 def test_a_mask_is_fitted_to_the_latent_by_its_area_and_kept_between_0_and_1() -> None:
     mask = torch.zeros(1, 12, 16)
     mask[0, :4], mask[0, 4], mask[0, 6] = 1.0, 1.0, 5.0
-    controller, state = LocalBlend(mask=mask), BlendState()
+    controller, state = LocalBlend(mask=mask), BlendState(MapSum())
     found = mask_of(controller, state)[0]
     assert found[:, 0].tolist() == [1.0, 1.0, 0.5, 1.0, 0.0, 0.0]
     assert torch.equal(found, found[:, :1].expand(SIZE)) and torch.equal(state.masks[1], found)
@@ -363,12 +420,18 @@ def test_a_mask_is_fitted_to_the_latent_by_its_area_and_kept_between_0_and_1() -
 
 def test_every_picture_has_its_own_mask_and_one_mask_is_for_all() -> None:
     layout, two = Layout("c", 2, 2), (noise(0, 2, *SIZE) > 0).float()
-    assert torch.equal(mask_of(LocalBlend(mask=two), BlendState(), layout), two[[0, 1, 0, 1]])
+    assert torch.equal(
+        mask_of(LocalBlend(mask=two), BlendState(MapSum()), layout), two[[0, 1, 0, 1]]
+    )
     # drawn on a picture whose sides are no multiple of 8, of which VAE Encode takes the middle
     odd = two.repeat_interleave(8, -1).repeat_interleave(8, -2)
     odd = torch.nn.functional.pad(odd, (3, 4, 1, 2), value=0.5)
-    assert torch.equal(mask_of(LocalBlend(mask=odd), BlendState(), layout), two[[0, 1, 0, 1]])
-    assert torch.equal(mask_of(LocalBlend(mask=two[:1]), BlendState(), layout), two[[0, 0, 0, 0]])
+    assert torch.equal(
+        mask_of(LocalBlend(mask=odd), BlendState(MapSum()), layout), two[[0, 1, 0, 1]]
+    )
+    assert torch.equal(
+        mask_of(LocalBlend(mask=two[:1]), BlendState(MapSum()), layout), two[[0, 0, 0, 0]]
+    )
 
 
 def test_a_mask_beside_words_limits_them() -> None:
@@ -395,7 +458,7 @@ def test_words_without_maps_are_an_error() -> None:
 
 @pytest.mark.parametrize("branch", ["source", "target"])
 def test_maps_of_only_one_of_the_two_are_an_error(branch: str) -> None:
-    controller, state = LocalBlend((CAT,), (2,)), BlendState()
+    controller, state = LocalBlend((CAT,), (2,)), BlendState(MapSum())
     see_one = see(controller, [cross(0)])
     state.maps.sums = {key: each for key, each in see_one.maps.sums.items() if key[0] == branch}
     with pytest.raises(PivotError, match="word maps"):
@@ -424,7 +487,7 @@ def test_every_run_begins_with_no_maps() -> None:
 
 def test_the_mask_of_the_last_step_is_found_by_the_latent_that_came_out() -> None:
     layout = Layout("c", 2)
-    controller = LocalBlend((CAT, BlendWords(COLUMNS, COLUMNS, (5,), (7,))), (2,), 0.6, pool=False)
+    controller = LocalBlend((CAT, words_at((5,), (7,))), (2,), 0.6, pool=False)
     state, x = controller.begin(), latents(layout)
     for step in range(3):
         controller(cross(step, layout, step), plain, state)
@@ -447,3 +510,60 @@ def test_a_run_that_blended_nothing_leaves_no_mask() -> None:
     controller.after_step(x, BATCH.rows, place(9), state)
     controller.finish(x, BATCH.rows, state)
     assert controller.results.get(x[1]) is None
+
+
+# what a run says
+
+
+def remarks(controller: LocalBlend, **masks: float) -> tuple[str, ...]:
+    """What is said of a run whose last masks had these shares."""
+    state = controller.begin()
+    for row, share in enumerate(masks.values()):
+        mask = torch.zeros(1000)
+        mask[: round(1000 * share)] = 1.0
+        state.masks[row] = mask.reshape(20, 50)
+    return controller.remark(state)
+
+
+@pytest.mark.parametrize(
+    ("words", "share", "said"),
+    [
+        (CAT, 0.23, "in 23.0% of the picture"),
+        (CAT, 0.004, "next to nothing is edited; lower threshold"),
+        (CAT, 0.98, "next to nothing is kept; raise threshold"),
+        (words_at((), (), (1,)), 0.98, "next to nothing is kept; lower subtract_threshold"),
+        (words_at((), (), (1,)), 0.0, "next to nothing is edited; raise subtract_threshold"),
+        (None, 1.0, "the mask is white nearly everywhere"),
+    ],
+)
+def test_the_report_says_what_the_mask_did(
+    words: BlendWords | None, share: float, said: str
+) -> None:
+    (remark,) = remarks(LocalBlend((words,) if words else ()), one=share)
+    assert said in remark
+
+
+def test_one_bad_mask_of_several_is_said_and_no_masks_say_nothing() -> None:
+    (remark,) = remarks(LocalBlend((CAT,)), one=0.3, two=0.97)
+    assert "in 30.0% to 97.0% of the picture: next to nothing is kept" in remark
+    assert remarks(LocalBlend((CAT,))) == ()
+
+
+def test_a_word_that_is_looked_at_negatively_everywhere_is_refused_by_name() -> None:
+    """As under a negative weight of Prompt-to-Prompt."""
+    words = BlendWords(COLUMNS, COLUMNS, (("cat", (1,)),), (("cat", (1,)), ("striped", (3,))))
+    edit = PromptToPrompt(
+        (
+            Alignment(
+                torch.eye(COLUMNS),
+                torch.zeros(COLUMNS),
+                "",
+                "",
+                torch.tensor([1.0, 1.0, 1.0, -2.0] + [1.0] * (COLUMNS - 4)),
+            ),
+        )
+    )
+    controller = LocalBlend((words,), (2,))
+    state = see(controller, [probed(cross(0), edit)])
+    with pytest.raises(PivotError, match="'striped', whose attention is negative everywhere"):
+        controller.after_step(latents(), BATCH.rows, place(9), state)

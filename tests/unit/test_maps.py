@@ -23,8 +23,11 @@ from pivot_edit.core.maps import (
     MapSum,
     Results,
     StepMaps,
+    in_share,
     key_of,
     resize,
+    share_of_range,
+    smooth,
     word_maps,
 )
 from pivot_edit.core.words import Alignment
@@ -429,3 +432,38 @@ def test_a_latent_made_again_is_kept_as_new() -> None:
     for one in (a, b, a, c):
         results.put(one, "x")
     assert (results.get(a), results.get(b), results.get(c)) == ("x", None, "x")
+
+
+# regions
+
+
+def test_the_share_of_a_range_forgets_a_map_s_floor_and_its_size() -> None:
+    maps = torch.rand(3, 5, 6)
+    shares = share_of_range(maps)
+    assert shares.amin((1, 2)).tolist() == [0.0] * 3 and shares.amax((1, 2)).tolist() == [1.0] * 3
+    torch.testing.assert_close(share_of_range(7.0 * maps + 3.0), shares, rtol=0, atol=1e-5)
+    assert share_of_range(torch.ones(4, 4)).tolist() == torch.zeros(4, 4).tolist()
+
+
+def test_smoothing_keeps_what_is_flat_and_spreads_a_position_over_its_neighbours() -> None:
+    torch.testing.assert_close(smooth(torch.full((4, 5), 3.0)), torch.full((4, 5), 3.0))
+    spike = torch.zeros(5, 5)
+    spike[2, 2] = 16.0
+    line = torch.tensor([1.0, 2.0, 1.0])
+    assert torch.equal(smooth(spike)[1:4, 1:4], line[:, None] * line)
+
+
+def test_older_maps_count_half_after_every_half_life_and_none_where_there_is_no_age() -> None:
+    call = make_call("cross", Layout("c"), 0, 2, 4, (3, 4), 6)
+    key, ones = ("source", 0, 0), torch.ones(3, 4, 1)
+    for half_life, expected in ((0.2, 1.25), (None, 2.0)):
+        total = MapSum(half_life)
+        for step in (0, 4):
+            total.add(dataclasses.replace(call, place=Place(step, 10, 1.0)), {key: ones})
+        assert torch.equal(total.sums[key], expected * ones)
+
+
+def test_shares_in_words() -> None:
+    half, whole = torch.tensor([[0.0, 1.0]]), torch.ones(2, 2)
+    assert in_share([half]) == in_share([half, half]) == "50.0%"
+    assert in_share([whole, half]) == "50.0% to 100.0%"
