@@ -190,8 +190,8 @@ class Editor:
         load = part("toy.loader").load
         self.model, self.clip, self.vae = load(world.world.weights, world.world.shapes)
 
-    def rows(self, case: Case) -> Iterator[Row]:
-        """What every rule finds in a case, and what the edit gives under the rules that blend."""
+    def take(self, case: Case) -> None:
+        """Inverts the case's picture, which the edits after it are of."""
         prompts, words = part("host.text.prompts"), part("core.words")
         source, target = case.scene.caption, case.truth.caption
         self.texts = {
@@ -201,53 +201,65 @@ class Editor:
         latent = {"samples": self.vae.encode(torch.from_numpy(case.scene.render())[None])}
         self.pivot = inverted(self.model, latent, self.texts["source"], STEPS, "ddim")
         read = prompts.read_prompt
-        pair = words.PromptPair(read(self.clip, source), read(self.clip, target))
-        blend = self._blend(case, pair)
-        rules = Rules.beside(blend).blends
-        picture, samples = self._edit(pair, (blend, *rules.values()))
-        for name, one in rules.items():
-            mask = one.results.get(samples).numpy() > 0.5
-            inside = ~mask if case.kind == "background" else mask
-            yield {
-                "rule": name,
-                "overlap": round(overlap(inside, case.object(mask.shape)), 4),
-                "share": round(float(mask.mean()), 4),
-            }
-        for name, chain in (
-            (DEFAULT, None),
-            (PAPER, (paper(self._blend(case, pair)),)),
-            ("without Local Blend", ()),
-        ):
-            shown = picture if chain is None else self._edit(pair, chain)[0]
-            yield {
-                "blend": name,
-                "truth_psnr": round(psnr(shown, case.truth.render()), 3),
-                "kept_psnr": round(
-                    psnr(shown, case.scene.render(), kept(case.scene, case.truth)), 3
-                ),
-            }
+        self.pair = words.PromptPair(read(self.clip, source), read(self.clip, target))
 
-    def _blend(self, case: Case, pair: Any) -> Any:
-        """Local Blend with its node's defaults, at the object's words or everywhere but there."""
-        run = part("host.model.layers")
+    def blend(self, case: Case, **options: Any) -> Any:
+        """Local Blend by its node's inputs, at the object's words or everywhere but there."""
+        found = part("host.model.layers")
         facts = part("core.control").ModelFacts(
-            run.layers_of(self.model), run.scales_of(self.model)
+            found.layers_of(self.model), found.scales_of(self.model)
         )
-        listed = case.words(self.world)
         name = "subtract_words" if case.kind == "background" else "blend_words"
-        options = part("attention.local_blend").LocalBlendOptions(words=(pair,), **{name: listed})
-        return options.build(facts)[0]
+        options = {"words": (self.pair,), name: case.words(self.world), **options}
+        return part("attention.local_blend").LocalBlendOptions(**options).build(facts)[0]
 
-    def _edit(self, pair: Any, chain: Sequence[Any]) -> tuple[np.ndarray, torch.Tensor]:
-        """The edited picture and its latent under Prompt-to-Prompt and more controllers."""
-        options = part("attention.prompt_to_prompt").PromptToPromptOptions((pair,))
-        model = part("host.tasks.controls").controlled(self.model, options)[0]
+    def edit(
+        self, chain: Sequence[Any], cfg: float = CFG, p2p: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """The edited picture [H, W, 3] and its latent, under Prompt-to-Prompt by its node's inputs
+        (None: without it) and more controllers."""
+        model = self.model
+        if p2p is not None:
+            options = part("attention.prompt_to_prompt").PromptToPromptOptions((self.pair,), **p2p)
+            model = part("host.tasks.controls").controlled(model, options)[0]
         for one in chain:
             model = part("host.run.patching").add_controller(model, one)
-        edit = part("host.tasks.editing").edit
-        samples = edit(model, self.pivot, **self.texts, cfg=CFG, correction="direct")[0]["samples"]
+        run = part("host.tasks.editing").edit
+        samples = run(model, self.pivot, **self.texts, cfg=cfg, correction="direct")[0]["samples"]
         shown: np.ndarray = self.vae.decode(samples)[0].cpu().numpy().clip(0.0, 1.0)
         return shown, samples[0]
+
+
+def found_by_rules(editor: Editor, case: Case) -> Iterator[Row]:
+    """What every rule finds in a case, and what the edit gives under the rules that blend."""
+    editor.take(case)
+    blend = editor.blend(case)
+    rules = Rules.beside(blend).blends
+    picture, samples = editor.edit((blend, *rules.values()), p2p={})
+    for name, one in rules.items():
+        mask = one.results.get(samples).numpy() > 0.5
+        inside = ~mask if case.kind == "background" else mask
+        yield {
+            "rule": name,
+            "overlap": round(overlap(inside, case.object(mask.shape)), 4),
+            "share": round(float(mask.mean()), 4),
+        }
+    edits = {
+        DEFAULT: picture,
+        PAPER: editor.edit((paper(editor.blend(case)),), p2p={})[0],
+        "without Local Blend": editor.edit((), p2p={})[0],
+    }
+    for name, shown in edits.items():
+        yield {"blend": name, **judged(case, shown)}
+
+
+def judged(case: Case, picture: np.ndarray) -> Row:
+    """dB to the true edit, and of the part that it keeps to the source."""
+    scene, truth = case.scene, case.truth
+    return {
+        "truth_psnr": round(psnr(picture, truth.render()), 3),
+        "kept_psnr": round(psnr(picture, scene.render(), kept(scene, truth)), 3),
+    }
 
 
 # -- figures
@@ -318,7 +330,8 @@ def main() -> None:
         editor = Editor(WORLDS[name])
         for i, case in enumerate(cases(WORLDS[name], options.scenes)):
             with torch.inference_mode():
-                lines += [{"world": name, "kind": case.kind, **row} for row in editor.rows(case)]
+                found = list(found_by_rules(editor, case))
+            lines += [{"world": name, "kind": case.kind, **row} for row in found]
             print(
                 f"{name} {i + 1}/{options.scenes} {case.kind}: {lines[-8]['overlap']}", flush=True
             )

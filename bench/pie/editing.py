@@ -69,7 +69,8 @@ def asked(entry: Entry, plan: Plan, picture: str) -> Asked:
     bare = words_of()
     first, second = (*map(bare, entry.words[:2]), "", "")[:2]
     old, new = ({bare(word) for word in text.split()} for text in (entry.source, entry.target))
-    blend = [word for word in dict.fromkeys((first, second)) if word and word in old | new]
+    sides = (("source", first, old), ("target", second, new))
+    blend = [f"{side}: {word}" for side, word, words in sides if word in words - {""}]
     weighted = (
         "p2p" in CONTROLS[plan.control].attention
         and plan.word_weight != 1.0
@@ -77,7 +78,7 @@ def asked(entry: Entry, plan: Plan, picture: str) -> Asked:
     )
     weights = f"{second}: {plan.word_weight:g}" if weighted else ""
     control, note = plan.control, ""
-    lost = [word for word in dict.fromkeys((first, second)) if word and word not in old | new]
+    lost = [word for _, word, words in sides if word not in words | {""}]
     if lost:
         note = f"not in the prompts: {', '.join(lost)}"
     if "blend" in CONTROLS[control].attention and not blend:

@@ -39,12 +39,14 @@ def entry(
 def test_blend_words_are_the_sources_and_the_targets_and_the_second_is_weighted() -> None:
     wish = asked(entry(), PLAN, "cat.png")
     assert (wish.case.blend_words, wish.case.weights, wish.control, wish.note) == (
-        "cat, dog",
+        "source: cat, target: dog",
         "dog: 2",
         "p2p_blend",
         "",
     )
-    assert asked(entry(words="sitting sitting"), PLAN, "").case.blend_words == "sitting"
+    assert asked(entry(words="sitting sitting"), PLAN, "").case.blend_words == (
+        "source: sitting, target: sitting"
+    )
 
 
 def test_without_blend_words_it_is_plain_p2p() -> None:
@@ -56,7 +58,7 @@ def test_without_blend_words_it_is_plain_p2p() -> None:
 def test_words_that_do_not_occur_are_left_out_and_told() -> None:
     wish = asked(entry(words="cat wolf"), PLAN, "")
     assert (wish.case.blend_words, wish.case.weights, wish.note) == (
-        "cat",
+        "source: cat",
         "",
         "not in the prompts: wolf",
     )
