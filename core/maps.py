@@ -117,7 +117,8 @@ class MapSum:
         past = place.step - self._steps[key]
         if self._half_life is None or past == 0:
             return self.sums[key]
-        return self.sums[key] * 0.5 ** (past / (self._half_life * place.steps))
+        share: float = 0.5 ** (past / (self._half_life * place.steps))
+        return self.sums[key] * share
 
 
 def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
