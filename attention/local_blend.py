@@ -280,12 +280,12 @@ class LocalBlend(Controller):
         """What masks [H, W] of this blend did, and what to change where they hardly blend."""
         shares = [float(mask.mean()) for mask in masks]
         few, most = self._advice()
-        said = f"the edit shows in {in_share(masks)} of the picture"
+        said = f"The edit shows in {in_share(masks)} of the picture"
         if min(shares) < LEAST_SHARE:
-            return f"{said}: next to nothing is edited; {few}"
+            return f"{said}: next to nothing is edited; {few}."
         if max(shares) > MOST_SHARE:
-            return f"{said}: next to nothing is kept; {most}"
-        return said
+            return f"{said}: next to nothing is kept; {most}."
+        return f"{said}."
 
     def _advice(self) -> tuple[str, str]:
         """What to change where the mask is nearly empty, and where it is nearly full."""
