@@ -2,6 +2,7 @@
 needs its API.
 
 The ComfyUI is the one in `COMFYUI_PATH`; `make test` runs this folder once per supported version.
+What would show the same on both is marked `once`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from tools.client import Client
-from tools.install import import_comfy
+from tools.install import ARCHIVES, NEWEST, host_path, import_comfy
 from tools.server import Server
 
 with warnings.catch_warnings():
@@ -31,6 +32,29 @@ with warnings.catch_warnings():
         "comfy_extras.nodes_custom_sampler",
     ):
         importlib.import_module(name)
+
+
+ONCE = {"oldest": next(iter(ARCHIVES)), "newest": NEWEST}
+"""The version that each word of the mark `once` means."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "once(host): on the oldest or the newest supported ComfyUI alone"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `once` run on one supported ComfyUI, and on any other version.
+
+    Benches are programs of ours around nodes whose own tests run on both. They take minutes, and
+    are shared out so that both runs of `make test`, side by side, take equally long.
+    """
+    version = host_path().name
+    for item in items:
+        mark = item.get_closest_marker("once")
+        if mark and version in ONCE.values() and version != ONCE[mark.args[0]]:
+            item.add_marker(pytest.mark.skip(reason=f"runs on ComfyUI {ONCE[mark.args[0]]}"))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tools import install
 from tools.client import Client
 from tools.server import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.once("oldest")]
 STEPS = ["--steps", "6", "--cfg", "3"]
 
 

@@ -19,6 +19,7 @@ from bench.methods import ATTENTION, METHODS
 from pivot_edit.core.errors import PivotError
 from pivot_edit.inversion import null_text
 
+pytestmark = pytest.mark.once("oldest")
 STEPS = 5  # the last one is behind P2P's windows
 KEYS = ("model", "size", "dtype", "device", "torch", "comfyui", "method", "steps")
 SD15, SDXL = seconds.SETTINGS["small"]
