@@ -34,7 +34,6 @@ from ..core.maps import (
     Groups,
     Key,
     MapSum,
-    StepMaps,
     key_of,
     mask_pictures,
     resize,
@@ -45,6 +44,13 @@ from ..core.words import Words, check_in_pairs, columns_in_both, phrases
 
 Masks = tuple[torch.Tensor, torch.Tensor]
 """The object's tokens [tokens] in the source and in the target."""
+AutoMasks = Mapping[Key, torch.Tensor]
+"""The masks [h, w] of words, 1 on the object."""
+MODE, SOURCE, JOINT, NONE = "mode", "source", "joint", "none"
+INJECTIONS = (MODE, SOURCE, JOINT, NONE)
+"""What target rows read: as `union` says; the source's keys; their own too; only their own."""
+FEW, MOST = 0.01, 0.95
+"""Shares of the picture under and over which a mask hardly tells object from surroundings."""
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
@@ -57,11 +63,7 @@ def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AutoMask:
-    """The object's mask from word maps of the step before (16x16 of 64x64 in the paper).
-
-    The paper's code takes the same step's layers so far. But a host may run unconditioned rows in a
-    call of their own, and before the others, and they must see the same mask.
-    """
+    """The object's mask from word maps (16x16 of 64x64 in the paper)."""
 
     groups: Groups
     """The words of the source and of each target."""
@@ -107,15 +109,75 @@ class Reading:
 
 
 @dataclasses.dataclass(eq=False)
+class WordMasks:
+    """The automatic masks of a run, step by step.
+
+    A layer's masks are of the maps of its own step's layers before it, as in the paper's code.
+    Conditioned rows have these maps. A host may run unconditioned rows in a call of their own,
+    before the others. All rows then take the maps of the whole step before, because conditioned and
+    unconditioned rows must see one mask.
+    """
+
+    auto: AutoMask
+    values: dict[Any, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """The one-hot values that maps are asked with."""
+    current: dict[int, bool] = dataclasses.field(default_factory=dict)
+    """Whether a step has its own maps, by step."""
+    bare: dict[str, None] = dataclasses.field(default_factory=dict)
+    """The names of layers that no map came before, so that they had no mask."""
+    masked: bool = False
+    """Whether there was any mask at all."""
+    _step: int = -1
+    _now: MapSum = dataclasses.field(default_factory=MapSum)
+    _before: MapSum = dataclasses.field(default_factory=MapSum)
+    _summed: set[Layer] = dataclasses.field(default_factory=set)
+    _settled: dict[Layer, AutoMasks] = dataclasses.field(default_factory=dict)
+    _latest: AutoMasks | None = None
+
+    def add(self, call: AttentionCall) -> None:
+        """Add the maps of a call of cross-attention."""
+        self._turn(call.place.step)
+        maps = word_maps(call, self.auto.groups, self.values)
+        if maps and call.site.layer not in self._summed:
+            self._summed.add(call.site.layer)
+            self._now.add(call, maps)
+            # those of a whole step before do not change
+            if self.current.get(self._step, True):
+                self._latest = None
+
+    def at(self, call: AttentionCall) -> AutoMasks:
+        """The masks of a call's layer, the same for every call of a step."""
+        step, layer = call.place.step, call.site.layer
+        self._turn(step)
+        if layer not in self._settled:
+            # the first call of a step decides for all of it
+            current = self.current.setdefault(step, any(row.cond for row in call.rows))
+            if self._latest is None:
+                self._latest = self.auto.masks(self._now if current else self._before)
+            self._settled[layer] = self._latest
+            self.masked |= bool(self._latest)
+            self.bare |= {} if self._latest else {layer.name: None}
+        return self._settled[layer]
+
+    def _turn(self, step: int) -> None:
+        """Begin a step, if it is another one."""
+        if step != self._step:
+            self._step, self._before, self._now = step, self._now, MapSum()
+            self._summed, self._settled, self._latest = set(), {}, None
+
+
+@dataclasses.dataclass(eq=False)
 class MasaState:
     """What a run remembers."""
 
-    maps: StepMaps = dataclasses.field(default_factory=StepMaps)
-    masked: MapSum | None = None
-    """The maps that the masks are of: those of the last whole step."""
-    masks: dict[Key, torch.Tensor] = dataclasses.field(default_factory=dict)
+    words: WordMasks | None
+    """The automatic masks, where there are any."""
+    masks: AutoMasks = dataclasses.field(default_factory=dict)
+    """Those that `readings` are under."""
     readings: dict[Any, Reading] = dataclasses.field(default_factory=dict)
     """Who reads what under these masks, by the kind of the call."""
+    shares: dict[Key, dict[int, float]] = dataclasses.field(default_factory=dict)
+    """Which part of a picture its mask holds, by step."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,112 +197,191 @@ class MasaCtrl(Controller):
     """[pictures or 1, H, W], 1 on the object."""
     auto: AutoMask | None = None
     """The words whose maps give the masks that are not given."""
+    inject_cond: str = MODE
+    """What conditioned target rows read, one of INJECTIONS."""
+    inject_uncond: str = MODE
+    """What unconditioned target rows read, one of INJECTIONS."""
 
     def wants(self, kind: Kind, place: Place) -> bool:
         first, last = int(self.start * place.steps), int(self.end * place.steps)
-        if not self.layers or first >= last:
+        idle = self._reads(True) == self._reads(False) == NONE
+        if not self.layers or first >= last or idle:
             return False
-        return (
-            first <= place.step < last
-            if kind == "self"
-            else self.auto is not None and place.step < last
-        )
+        if kind == "self":
+            return first <= place.step < last
+        # from the step before on, whose maps may be needed
+        return self._words is not None and first - 1 <= place.step < last
+
+    @property
+    def _words(self) -> AutoMask | None:
+        """The words' masks, where they are needed beside those that are given."""
+        both = self.source_mask is not None and self.target_mask is not None
+        return None if both else self.auto
+
+    def _reads(self, cond: bool) -> str:
+        """What target rows read: SOURCE, JOINT or NONE."""
+        chosen = self.inject_cond if cond else self.inject_uncond
+        if chosen != MODE:
+            return chosen
+        return JOINT if self.union else SOURCE
 
     def at(self, kind: Kind, layer: Layer, latent: tuple[int, int]) -> bool:
         """Self-attention of the layers, and cross-attention where the automatic mask's maps are
         read."""
         if kind == "self":
             return layer in self.layers
-        return self.auto is not None and layer.scale == map_scale(latent, self.auto.scales)
+        words = self._words
+        return words is not None and layer.scale == map_scale(latent, words.scales)
 
     def reads(self, place: Place) -> Reads:
-        """Both source rows, because guidance would else pull the target away from the source."""
-        if self.wants("self", place):
+        """Both source rows, because guidance would else pull the target away from the source.
+
+        The conditioned one alone serves the masks, and where unconditioned rows read nothing.
+        """
+        if self.wants("self", place) and self._reads(False) != NONE:
             return "both"
-        return "cond" if self.wants("cross", place) else "nothing"
+        working = self.wants("self", place) or self.wants("cross", place)
+        return "cond" if working else "nothing"
 
     def begin(self) -> MasaState:
         """A state without maps and masks."""
-        return MasaState()
+        words = self._words
+        return MasaState(None if words is None else WordMasks(words))
 
     def __call__(self, call: AttentionCall, attend: Attend, state: MasaState) -> torch.Tensor:
         if not self.works(call.site, call.place):
             return attend(call)
         if call.site.kind == "cross":
-            if self.auto is not None:
-                maps = word_maps(call, self.auto.groups, state.maps.values)
-                state.maps.add(call, maps)
+            if state.words is not None:
+                state.words.add(call)
             return attend(call)
-        if not all_pairs(call.rows):
+        if all(self._reads(call.rows[row].cond) == NONE for row, _ in all_pairs(call.rows)):
             return attend(call)
         return _read(call, attend, self._reading(call, state))
 
+    def remark(self, state: MasaState) -> tuple[str, ...]:
+        """Which step's maps the masks are of, what part of the picture they hold, and what to
+        change where that is nearly nothing or nearly all."""
+        words = state.words
+        if words is not None and words.current and not words.masked:
+            return (
+                "No map of mask_words was seen, so that they masked nothing. Areas and bounds of "
+                "a conditioning hide maps: connect source_mask and target_mask.",
+            )
+        remarks = [] if words is None or not words.current else [*_whose_maps(words)]
+        if state.shares:
+            held = [
+                f"{100 * _mean(steps):.3g} % of {_named(key, state.shares)}"
+                for key, steps in state.shares.items()
+            ]
+            remarks.append(f"The masks hold {', '.join(held)}.")
+        remarks += [line for key in state.shares for line in self._odd(key, state.shares)]
+        return tuple(remarks)
+
+    def _odd(self, key: Key, shares: Mapping[Key, Mapping[int, float]]) -> Iterator[str]:
+        """What to change where a mask holds nearly nothing of a picture, or nearly all of it."""
+        steps = shares[key]
+        few = sum(share < FEW for share in steps.values())
+        most = sum(share > MOST for share in steps.values())
+        drawn = {"source": self.source_mask, "target": self.target_mask}
+        by_words = drawn[key[0]] is None and self.auto is not None
+        for count, limit, lower, draw in (
+            (few, f"under {100 * FEW:g} %", "lower", "more"),
+            (most, f"over {100 * MOST:g} %", "raise", "less"),
+        ):
+            often = f" in {count} of {len(steps)} steps" if by_words else ""
+            do = (
+                f"{lower} mask_threshold, or write other mask_words"
+                if by_words
+                else f"draw {draw} of the picture white"
+            )
+            if count:
+                yield f"The mask of {_named(key, shares)} holds {limit} of it{often}: {do}."
+
     def _reading(self, call: AttentionCall, state: MasaState) -> Reading:
         """Who reads what in a call."""
-        if self.auto is not None:
-            maps = state.maps.finished(call.place.step)
-            if maps is not state.masked:
-                state.masked, state.masks = maps, self.auto.masks(maps)
-                state.readings.clear()
+        masks = state.words.at(call) if state.words else state.masks
+        if masks is not state.masks:
+            state.masks = masks
+            state.readings.clear()
         own_size = call.site.height, call.site.width
         # all sizes of the layers at once, so that the device is waited for, and written to, once a
         # step
         if (call.rows, own_size, call.q.device) not in state.readings:
             sizes = {_size(call.site.latent, layer.scale) for layer in self.layers}
             every = tuple(sizes) if own_size in sizes else (own_size,)
-            plans = [self._plan(call.rows, size, state.masks) for size in every]
+            plans = [self._plan(call.rows, size, masks) for size in every]
             for size, reading in zip(every, _sent(plans, call.q.device), strict=True):
                 state.readings[call.rows, size, call.q.device] = reading
+            for key, share in self._shares(call.rows, max(every), masks):
+                state.shares.setdefault(key, {})[call.place.step] = share
         return state.readings[call.rows, own_size, call.q.device]
 
-    def _plan(
-        self, rows: tuple[Row, ...], size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
-    ) -> Reading:
+    def _plan(self, rows: tuple[Row, ...], size: tuple[int, int], auto: AutoMasks) -> Reading:
         """Who reads what at a size, on the CPU. Rows with the same masks read as one."""
         order = list(range(len(rows)))
         groups: dict[Any, tuple[Masks, list[tuple[int, int]]]] = {}
         for row, source in all_pairs(rows):
-            masks = self._masks(rows[row], rows[source], size, auto)
+            reads = self._reads(rows[row].cond)
+            if reads == NONE:
+                continue
+            masks = self._read_masks(rows[row], rows[source], size, auto, reads == JOINT)
             if masks is not None:
                 # by content: targets and pictures under one mask are one part, and one call
-                name = tuple(mask.numpy().tobytes() for mask in masks)
+                name = (reads, *(mask.numpy().tobytes() for mask in masks))
                 groups.setdefault(name, (masks, []))[1].append((row, source))
             else:
                 order[row] = source
         parts = [
-            part for masks, pairs in groups.values() for part in _parts(*masks, pairs, self.union)
+            part
+            for (reads, *_), (masks, pairs) in groups.items()
+            for part in _parts(*masks, pairs, reads == JOINT)
         ]
         plain = order == list(range(len(rows)))
         written = torch.cat([part.queries.flatten() for part in parts] or [torch.empty(0).long()])
         return Reading(None if plain else torch.tensor(order), tuple(parts), written)
 
-    def _masks(
-        self, row: Row, source: Row, size: tuple[int, int], auto: Mapping[Key, torch.Tensor]
-    ) -> Masks | None:
-        """Which tokens are the object's, in the source and in the target.
+    def _shares(
+        self, rows: tuple[Row, ...], size: tuple[int, int], auto: AutoMasks
+    ) -> Iterator[tuple[Key, float]]:
+        """Which part of the picture the masks of a call's pictures hold."""
+        for row, source in all_pairs(rows):
+            masks = self._masks(rows[row], rows[source], size, auto)
+            if masks is not None and self._reads(rows[row].cond) != NONE:
+                for each, mask in zip((rows[source], rows[row]), masks, strict=True):
+                    yield key_of(each), float(mask.double().mean())
 
-        It is None where all target tokens read all of the source's.
+    def _read_masks(
+        self, row: Row, source: Row, size: tuple[int, int], auto: AutoMasks, joint: bool
+    ) -> Masks | None:
+        """The masks that a target row reads under.
+
+        It is None where all its tokens read all of the source's, and nothing else.
         """
+        masks = self._masks(row, source, size, auto)
+        if masks is not None and masks[0].any() and not all(mask.all() for mask in masks):
+            return masks
+        # a union without masks is one of masks of ones
+        ones = torch.ones(size, dtype=torch.bool).flatten()
+        return (ones, ones) if joint else None
+
+    def _masks(self, row: Row, source: Row, size: tuple[int, int], auto: AutoMasks) -> Masks | None:
+        """Which tokens are the object's, in the source and in the target; None without masks."""
         target_mask = self._mask(row, self.target_mask, size, auto)
         source_mask = self._mask(source, self.source_mask, size, auto)
         # a mask of one of the two stands for both
-        target_mask, source_mask = (
-            (source_mask if target_mask is None else target_mask),
-            (target_mask if source_mask is None else source_mask),
-        )
-        if target_mask is not None and source_mask is not None and source_mask.any():
-            if not (source_mask.all() and target_mask.all()):
-                return source_mask, target_mask
-        # a union without masks is one of masks of ones
-        ones = torch.ones(size, dtype=torch.bool).flatten()
-        return (ones, ones) if self.union else None
+        target_mask = source_mask if target_mask is None else target_mask
+        source_mask = target_mask if source_mask is None else source_mask
+        if source_mask is None or target_mask is None:
+            return None
+        return source_mask, target_mask
 
     def _mask(
         self,
         row: Row,
         user_mask: torch.Tensor | None,
         size: tuple[int, int],
-        auto: Mapping[Key, torch.Tensor],
+        auto: AutoMasks,
     ) -> torch.Tensor | None:
         """The object's tokens of a row: the user's mask, else the words' one, if there is any."""
         if user_mask is None:
@@ -297,6 +438,37 @@ def _read_of(x: torch.Tensor, part: Part, call: AttentionCall) -> torch.Tensor:
     if x.shape[1] == tokens:
         return chosen
     return torch.cat([chosen, x[:, tokens:][part.rows].flatten(1, 2)], 1)
+
+
+def _whose_maps(words: WordMasks) -> Iterator[str]:
+    """Which step's maps a run's masks are of."""
+    steps, before = len(words.current), list(words.current.values()).count(False)
+    if before < steps:
+        often = f" in {steps - before} of {steps} steps" if before else ""
+        yield f"The words' masks are of the maps of the current step{often}."
+    if before:
+        yield (
+            f"The words' masks are of the maps of the step before in {before} of {steps} steps, "
+            "because unconditioned rows ran in a call before the others."
+        )
+    if words.bare:
+        yield (
+            f"No map comes before {', '.join(words.bare)}, which read without the words' masks. "
+            "The layers of auto come after maps."
+        )
+
+
+def _mean(steps: Mapping[int, float]) -> float:
+    return sum(steps.values()) / len(steps)
+
+
+def _named(key: Key, among: Iterable[Key]) -> str:
+    """A picture in words, with numbers where there are several."""
+    branch, target, picture = key
+    targets = {each[1] for each in among if each[0] == "target"}
+    pictures = {each[2] for each in among}
+    name = f"target {target + 1}" if branch == "target" and len(targets) > 1 else f"the {branch}"
+    return f"{name} of picture {picture + 1}" if len(pictures) > 1 else name
 
 
 def _size(latent: tuple[int, int], scale: int) -> tuple[int, int]:
@@ -390,6 +562,22 @@ class MasaCtrlOptions(ControlOptions):
         "Where the object shall be in the edit (white). Without it and without mask_words the "
         "source_mask counts.",
     )
+    inject_cond: str = options.choice(
+        MODE,
+        INJECTIONS,
+        "What the rows of the target prompt read. mode: as `mode` says; source: the source's "
+        "content; joint: their own too; none: only their own.",
+        optional=True,
+        advanced=True,
+    )
+    inject_uncond: str = options.choice(
+        MODE,
+        INJECTIONS,
+        "The same for the rows of the negative prompt. ProxMasaCtrl's authors try source for the "
+        "one and joint for the other, for new poses.",
+        optional=True,
+        advanced=True,
+    )
 
     def build(self, model: ModelFacts) -> tuple[MasaCtrl, str]:
         """The controller, and the layers it acts in, in words."""
@@ -406,6 +594,8 @@ class MasaCtrlOptions(ControlOptions):
             mask_pictures(self.source_mask),
             mask_pictures(self.target_mask),
             self._auto_mask(model.scales),
+            self.inject_cond,
+            self.inject_uncond,
         )
         return controller, _in_words(model.layers, chosen)
 

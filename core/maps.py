@@ -136,30 +136,6 @@ def _plus(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a + b
 
 
-class StepMaps:
-    """Maps of one step at a time.
-
-    `finished(step)` are those of the step before it. They are complete and the same for every call
-    of the step, however the host splits its calls.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[Any, torch.Tensor] = {}
-        self._step = -1
-        self._now, self._before = MapSum(), MapSum()
-
-    def add(self, call: AttentionCall, maps: Mapping[Key, torch.Tensor]) -> None:
-        """Add the maps of one call."""
-        if call.place.step != self._step:
-            self._step, self._before, self._now = call.place.step, self._now, MapSum()
-        self._now.add(call, maps)
-
-    def finished(self, step: int) -> MapSum:
-        """The maps of the last step that is over at `step`."""
-        # before the first call of a step, the maps of the step before are still those of now
-        return self._before if step == self._step else self._now
-
-
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str = "nearest") -> torch.Tensor:
     """A map [h, w] at another size."""
     corners = False if mode == "bilinear" else None

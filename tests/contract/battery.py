@@ -53,13 +53,15 @@ class Example:
     """A method with options, and what it says of itself that a contract has no word for.
 
     extras: what it reads in a trajectory; peers: a controller in which pictures of a batch read one
-    another; edits_source: a guidance rule that changes source rows too; exact: whether a step rule
-    brings the source back from the trajectory's own predictions, and nothing else.
+    another; cond_first: a controller whose unconditioned rows need what conditioned ones have left
+    in the same step; edits_source: a guidance rule that changes source rows too; exact: whether a
+    step rule brings the source back from the trajectory's own predictions, and nothing else.
     """
 
     method: Any
     extras: Extras = lambda steps, pictures: {}
     peers: bool = False
+    cond_first: bool = False
     edits_source: bool = False
     exact: bool = True
 
@@ -346,7 +348,7 @@ def split_calls(example: Example) -> None:
     """The host may run conditioned and unconditioned rows in calls of their own."""
     whole = example.whole
     promise = "conditioned and unconditioned rows in two calls give the rows of one call"
-    for order in ("uc", "cu"):
+    for order in ("cu",) if example.cond_first else ("uc", "cu"):
         apart = [joint(conds=name) for name in order]
         agree(Trial(example.method, always(*apart)).outputs(), whole, promise)
 

@@ -123,7 +123,10 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "union": {"layers": EVERYWHERE, "start": 0.2, "union": True},
         "masks": {"layers": EVERYWHERE, "source_mask": half_mask(0), "target_mask": half_mask(1)},
         "union_masks": {"layers": EVERYWHERE, "source_mask": half_mask(0), "union": True},
-        "auto": {"layers": EVERYWHERE, "start": 0.2, "auto": AutoMask(GROUPS, SCALES, 0.5)},
+        "apart": {"layers": EVERYWHERE, "inject_uncond": "joint"},
+        "cond": {"layers": EVERYWHERE, "inject_uncond": "none"},
+        "uncond": {"layers": EVERYWHERE, "inject_cond": "none", "source_mask": half_mask(0)},
+        "auto": {"layers": EVERYWHERE, "start": 0.2, "auto": AutoMask(GROUPS, (2,), 0.5)},
     },
     "AttentionMaps": {"recorded": {"scales": SCALES, "start": 0.2, "end": 0.8}},
     "Proximal": {
@@ -142,7 +145,11 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Options under which methods are tried, by class and a name; where there is no entry, the
 defaults."""
-SAYS: dict[str, dict[str, Any]] = {"NullText": {"extras": nulls}}
+SAYS: dict[str, dict[str, Any]] = {
+    "NullText": {"extras": nulls},
+    # unconditioned rows that run first have no maps of their own step
+    "MasaCtrl": {"cond_first": True},
+}
 """What an `Example` has to say of a class beyond its options."""
 
 

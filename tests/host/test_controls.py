@@ -610,18 +610,31 @@ def recorder_size(model: Any) -> tuple[int, int]:
     return -(-SIZE[0] // scale), -(-SIZE[1] // scale)
 
 
-def test_automatic_masks_do_not_depend_on_how_calls_are_split(
+def test_automatic_masks_are_of_the_current_step_unless_unconditioned_rows_run_first(
     model, trajectory, texts, monkeypatch
 ) -> None:
-    """Oracle 9: apart, the host runs the unconditioned rows first."""
+    """Oracle 9, and whose maps they are is in the report.
+
+    The guider asks conditioned rows first where it asks apart, and then gets the masks of one call.
+    Where the host itself splits a call, unconditioned rows come first.
+    """
     auto = AutoMask(
         {("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales_of(model), 0.5
     )
     controlled = masa(model, auto=auto)
-    together = run(controlled, trajectory, texts, "none")[0]
+    together, _, report = run(controlled, trajectory, texts, "none")
     assert differ(together, run(masa(model), trajectory, texts, "none")[0])
+    current = "MasaCtrl Mutual Self-Attn: The words' masks are of the maps of the current step."
+    assert report.splitlines()[1] == current
+    watched = controlled.clone()
+    watched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    apart, _, report = run(watched, trajectory, texts, "none")
+    close(apart, together)
+    assert report.splitlines()[1] == current
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e18)
-    close(run(controlled, trajectory, texts, "none")[0], together)
+    apart, _, report = run(controlled, trajectory, texts, "none")
+    assert differ(apart, together) and differ(apart, run(masa(model), trajectory, texts, "none")[0])
+    assert "the step before in" in report.splitlines()[1]
 
 
 def test_what_another_attention_keeps_is_not_freed(model, trajectory, texts) -> None:

@@ -22,7 +22,6 @@ from pivot_edit.core.maps import (
     Key,
     MapSum,
     Results,
-    StepMaps,
     in_share,
     key_of,
     resize,
@@ -254,17 +253,6 @@ def test_columns_that_a_text_has_only_at_some_steps_are_columns_of_their_own() -
         total.add(at(step), {ONE: maps})
     torch.testing.assert_close(total.sums[ONE][..., :4], 2 * short + long[..., :4])
     assert torch.equal(total.sums[ONE][..., 4:], long[..., 4:])
-
-
-def test_the_finished_step_is_the_one_before() -> None:
-    maps = StepMaps()
-    assert not maps.finished(0).sums
-    for step, layer, value in ((3, 0, 1.0), (3, 1, 2.0), (4, 0, 4.0), (4, 0, 8.0)):
-        maps.add(at(step, layer), maps_of(value))
-    assert torch.equal(maps.finished(4).sums[ONE], torch.full((2, 2, 1), 3.0))
-    assert torch.equal(maps.finished(5).sums[ONE], torch.full((2, 2, 1), 4.0))
-    maps.add(at(6), maps_of(16.0))
-    assert torch.equal(maps.finished(6).sums[ONE], torch.full((2, 2, 1), 4.0))
 
 
 # sizes

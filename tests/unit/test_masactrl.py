@@ -25,8 +25,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import attention, few, join_heads, noise, probabilities, split_heads, times_v
 
-from pivot_edit.attention.masactrl import AutoMask, MasaCtrl, decoder_layers
+from pivot_edit.attention.masactrl import (
+    AutoMask,
+    MasaCtrl,
+    MasaCtrlOptions,
+    decoder_layers,
+)
 from pivot_edit.core.control import AttentionCall, Place, Row
+from pivot_edit.core.errors import PivotError
 from pivot_edit.core.layers import Layer
 from pivot_edit.core.maps import Groups, MapSum, key_of
 
@@ -237,18 +243,24 @@ def test_a_window_ends_before_its_end() -> None:
 
 
 def test_cross_attention_is_read_only_for_masks_from_words_and_until_the_window_closes() -> None:
-    """From the first step on, so that the window's first step has maps of a step before it."""
+    """From the step before the window on, whose maps its first step may need."""
     auto = AutoMask({}, (2,))
     controller, places = (
         MasaCtrl(HERE, 0.2, 0.5, auto=auto),
         [Place(step, 50, 1.0) for step in range(50)],
     )
-    assert [place.step for place in places if controller.wants("cross", place)] == list(range(25))
-    assert [controller.reads(place) for place in places] == ["cond"] * 10 + ["both"] * 15 + [
-        "nothing"
-    ] * 25
+    read = [place.step for place in places if controller.wants("cross", place)]
+    assert read == list(range(9, 25))
+    assert [controller.reads(place) for place in places] == [
+        *["nothing"] * 9,
+        "cond",
+        *["both"] * 15,
+        *["nothing"] * 25,
+    ]
     assert not any(MasaCtrl(HERE, 0.5, 0.5, auto=auto).wants("cross", place) for place in places)
     assert not MasaCtrl(frozenset(), auto=auto).wants("cross", LATE)
+    drawn = MasaCtrl(HERE, source_mask=some(3), target_mask=some(4), auto=auto)
+    assert not drawn.wants("cross", LATE) and drawn.begin().words is None
 
 
 @pytest.mark.parametrize(("layers", "first"), [(SD1, 10), (SDXL, 64)])
@@ -396,6 +408,50 @@ def normalised(calls: list[AttentionCall], row: int, found: tuple[int, ...]) -> 
     return (flat - flat.min()) / (flat.max() - flat.min())
 
 
+def masked_by(
+    crosses: list[AttentionCall],
+    layout: Layout,
+    call: AttentionCall,
+    union: bool,
+    threshold: float,
+) -> torch.Tensor:
+    """Mutual attention under masks of the conditioned rows' maps, summed over calls `crosses` of
+    `layout`; `call` has rows of the same pictures and targets, in chunks of its own."""
+    rows = call.rows
+    expected = mutual(call, call_layout(call), union)
+    firsts = {member(row): i for i, row in reversed(list(enumerate(layout.rows))) if row.cond}
+    for target, source in call_layout(call).pairs:
+        words = WORDS["target", rows[target].target][1][0]
+        own = normalised(crosses, firsts[member(rows[target])], words) >= threshold
+        theirs = normalised(crosses, firsts[member(rows[source])], (1, 2)) >= threshold
+        if not (theirs.all() and own.all()):
+            masks = dict.fromkeys(range(2), (theirs, own))
+            expected[target] = mutual(call, call_layout(call), union, masks)[target]
+    return expected
+
+
+def member(row: Row) -> tuple[str, int, int]:
+    return row.branch, row.target, row.picture
+
+
+def call_layout(call: AttentionCall) -> Layout:
+    """The layout of a call's rows."""
+    chunks: dict[int, str] = {row.chunk: "uc"[row.cond] for row in call.rows}
+    return Layout(
+        "".join(chunks.values()),
+        1 + max(row.target for row in call.rows),
+        1 + max(row.picture for row in call.rows),
+    )
+
+
+UP = Layer("up", 1, 0, 0, 2)
+BOTH = frozenset([DEEP, UP])
+
+
+def at_layer(call: AttentionCall, layer: Layer) -> AttentionCall:
+    return dataclasses.replace(call, site=dataclasses.replace(call.site, layer=layer))
+
+
 @few
 @given(
     st.builds(Layout, st.sampled_from(["c", "uc", "cu"]), st.integers(1, 2), st.integers(1, 2)),
@@ -403,54 +459,92 @@ def normalised(calls: list[AttentionCall], row: int, found: tuple[int, ...]) -> 
     st.floats(0.1, 0.6),
     st.booleans(),
 )
-def test_masks_come_from_the_words_maps_of_the_step_before(
+def test_masks_come_from_the_words_maps_of_the_same_step_so_far(
     layout: Layout, seed: int, threshold: float, union: bool
 ) -> None:
-    controller = MasaCtrl(HERE, 0.0, 1.0, union, auto=AutoMask(WORDS, (2, 4), threshold))
+    """As the reference collects them (METHODS 7): each layer has the maps of those before it."""
+    controller = MasaCtrl(BOTH, 0.0, 1.0, union, auto=AutoMask(WORDS, (2, 4), threshold))
     state, call = controller.begin(), self_call(layout, seed)
-    older = cross_call(layout, seed + 50, LATE.step - 2)
+    before = cross_call(layout, seed + 50, LATE.step - 1)
+    now = [cross_call(layout, seed), cross_call(layout, seed + 1, layer=1)]
+    other = cross_call(layout, seed + 2, layer=2, scale=4, size=(2, 2))
+    for each in (before, other, now[0]):
+        assert torch.equal(controller(each, plain, state), plain(each))
+    first = masked_by(now[:1], layout, call, union, threshold)
+    assert_exact(controller(call, Attend(), state), first)
+    controller(now[1], plain, state)
+    later = at_layer(call, UP)
+    assert_exact(controller(later, Attend(), state), masked_by(now, layout, call, union, threshold))
+    # whoever asks a layer again in the same step gets its own masks again
+    assert_exact(controller(call, Attend(), state), first)
+    assert list(state.words.current.values()) == [True]
+
+
+@few
+@given(st.integers(1, 2), st.integers(1, 2), st.integers(0, 99), st.booleans())
+def test_rows_in_two_calls_have_the_masks_of_one_call_where_conditioned_ones_come_first(
+    targets: int, pictures: int, seed: int, union: bool
+) -> None:
+    controller = MasaCtrl(BOTH, 0.0, 1.0, union, auto=AutoMask(WORDS, (2,), 0.4))
+    state, layout = controller.begin(), Layout("c", targets, pictures)
+    now = [cross_call(layout, seed), cross_call(layout, seed + 1, layer=1)]
+    for chunks in "cu":
+        call = self_call(Layout(chunks, targets, pictures), seed + 3)
+        for count, layer in ((1, DEEP), (2, UP)):
+            if chunks == "c":
+                controller(now[count - 1], plain, state)
+            expected = masked_by(now[:count], layout, call, union, 0.4)
+            assert_exact(controller(at_layer(call, layer), Attend(), state), expected)
+    assert list(state.words.current.values()) == [True]
+
+
+@few
+@given(st.integers(1, 2), st.integers(1, 2), st.integers(0, 99), st.booleans())
+def test_all_rows_of_a_step_have_the_maps_of_the_step_before_where_unconditioned_ones_come_first(
+    targets: int, pictures: int, seed: int, union: bool
+) -> None:
+    controller = MasaCtrl(BOTH, 0.0, 1.0, union, auto=AutoMask(WORDS, (2,), 0.4))
+    state, layout = controller.begin(), Layout("c", targets, pictures)
+    older = cross_call(layout, seed + 60, LATE.step - 2)
     before = [
         cross_call(layout, seed, LATE.step - 1),
         cross_call(layout, seed + 1, LATE.step - 1, 1),
     ]
-    other = cross_call(layout, seed + 2, LATE.step - 1, layer=2, scale=4, size=(2, 2))
-    now = cross_call(layout, seed + 51)
-    for each in (older, before[0], other, before[1], *([now] if union else [])):
-        assert torch.equal(controller(each, plain, state), plain(each))
-    expected = mutual(call, layout, union)
-    for target, source in layout.pairs:
-        first = next(i for i, row in enumerate(layout.rows) if row.cond)
-        shift = first - min(
-            i for i, row in enumerate(layout.rows) if row.cond == layout.rows[target].cond
-        )
-        found = WORDS["target", layout.rows[target].target][1][0]
-        own = normalised(before, target + shift, found) >= threshold
-        theirs = normalised(before, source + shift, (1, 2)) >= threshold
-        if not (theirs.all() and own.all()):
-            masks = dict.fromkeys(range(layout.pictures), (theirs, own))
-            expected[target] = mutual(call, layout, union, masks)[target]
-    assert_exact(controller(call, Attend(), state), expected)
+    for each in (older, *before):
+        controller(each, plain, state)
+    for chunks in "uc":
+        call = self_call(Layout(chunks, targets, pictures), seed + 3)
+        for layer in (DEEP, UP):
+            controller(cross_call(layout, seed + 40, layer=layer is UP), plain, state)
+            expected = masked_by(before, layout, call, union, 0.4)
+            assert_exact(controller(at_layer(call, layer), Attend(), state), expected)
+    assert list(state.words.current.values()) == [False]
 
 
 def test_before_any_map_is_seen_there_is_no_mask() -> None:
+    """In the first step, and in layers that run before the step's first map."""
     controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,)))
     assert torch.equal(run(controller, self_call()), run(MasaCtrl(HERE), self_call()))
+    state = controller.begin()
+    controller(cross_call(TWO, step=LATE.step - 1), plain, state)
+    out = controller(self_call(), Attend(), state)
+    assert torch.equal(out, run(MasaCtrl(HERE), self_call()))
 
 
 def test_a_given_mask_goes_before_one_from_words() -> None:
-    auto, mask = AutoMask(WORDS, (2,), 0.5), some(3)
+    auto, mask, now = AutoMask(WORDS, (2,), 0.5), some(3), cross_call(TWO)
     controller = MasaCtrl(HERE, source_mask=mask, auto=auto)
     state = controller.begin()
-    controller(cross_call(TWO, step=LATE.step - 1), plain, state)
-    own = auto.masks(state.maps.finished(LATE.step))["target", 0, 0]
-    masks = {0: (mask.flatten().bool(), own.flatten().bool())}
+    controller(now, plain, state)
+    own = normalised([now], TWO.edited[0][0], (3,)) >= 0.5
+    masks = {0: (mask.flatten().bool(), own)}
     assert_exact(controller(self_call(), Attend(), state), mutual(self_call(), TWO, False, masks))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_constant_maps_give_no_mask_and_no_nan(dtype: torch.dtype) -> None:
     controller, call = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,))), self_call(dtype=dtype)
-    state, flat = controller.begin(), cross_call(TWO, step=LATE.step - 1)
+    state, flat = controller.begin(), cross_call(TWO)
     controller(probed(flat.replace(torch.zeros_like(flat.q), flat.k, flat.v)), plain, state)
     out = controller(call, Attend(), state)
     assert torch.isfinite(out).all() and torch.equal(out, run(MasaCtrl(HERE), call))
@@ -491,7 +585,7 @@ def test_unconditioned_rows_take_the_masks_of_the_conditioned_ones() -> None:
     auto = AutoMask(WORDS, (2,), 0.5)
     controller = MasaCtrl(HERE, auto=auto)
     state = controller.begin()
-    controller(cross_call(TWO, step=LATE.step - 1), plain, state)
+    controller(cross_call(TWO), plain, state)
     call = self_call()
     call = call.replace(*(x[[2, 3, 2, 3]] for x in (call.q, call.k, call.v)))
     out = controller(call, Attend(), state)
@@ -505,3 +599,205 @@ def test_values_of_the_source_not_only_its_keys_are_read() -> None:
     half = run(MasaCtrl(HERE, union=True), call.replace(call.q, call.k[[0, 0]], v))[1]
     assert_exact(half, torch.full_like(half, 0.5))
     assert_exact(times_v(probabilities(call.q, call.k, 2), v, 2)[1], torch.ones_like(half))
+
+
+# conditioned and unconditioned rows apart
+
+READS = ("source", "joint", "none")
+
+
+@few
+@given(layouts, st.integers(0, 99), st.sampled_from(READS), st.sampled_from(READS), st.booleans())
+def test_conditioned_and_unconditioned_rows_read_what_each_is_told_to(
+    layout: Layout, seed: int, cond: str, uncond: str, masked: bool
+) -> None:
+    """ProxMasaCtrl's inject_cond and inject_uncond (METHODS 8), each row by its own rule."""
+    call, masks = self_call(layout, seed), (some(3), some(4)) if masked else (None, None)
+    tokens = (
+        dict.fromkeys(range(2), tuple(each.flatten().bool() for each in masks)) if masked else None
+    )
+    forms = {
+        "source": mutual(call, layout, False, tokens),
+        "joint": mutual(call, layout, True, tokens),
+        "none": attention(call.q, call.k, call.v, call.heads),
+    }
+    expected = torch.stack(
+        [forms[cond if row.cond else uncond][i] for i, row in enumerate(layout.rows)]
+    )
+    controller = MasaCtrl(HERE, 0.0, 1.0, False, *masks, None, cond, uncond)
+    assert_exact(run(controller, call), expected)
+
+
+@pytest.mark.parametrize("union", [False, True])
+def test_injection_follows_the_mode_unless_it_says_otherwise(union: bool) -> None:
+    call, said = self_call(), "joint" if union else "source"
+    plainly = run(MasaCtrl(HERE, union=union), call)
+    for options in ({"inject_cond": said}, {"inject_uncond": said}, {"inject_cond": "mode"}):
+        assert torch.equal(run(MasaCtrl(HERE, union=union, **options), call), plainly)
+    assert not torch.equal(run(MasaCtrl(HERE, union=union, inject_cond="none"), call), plainly)
+
+
+@pytest.mark.parametrize(
+    ("cond", "uncond", "reads"),
+    [
+        ("mode", "mode", "both"),
+        ("source", "joint", "both"),
+        ("joint", "none", "cond"),
+        ("none", "source", "both"),
+        ("none", "none", "nothing"),
+    ],
+)
+def test_the_unconditioned_source_is_run_only_where_a_row_reads_it(
+    cond: str, uncond: str, reads: str
+) -> None:
+    controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,)), inject_cond=cond, inject_uncond=uncond)
+    assert controller.reads(LATE) == reads
+    assert controller.wants("cross", LATE) is controller.wants("self", LATE) is (reads != "nothing")
+
+
+def test_unconditioned_rows_that_read_nothing_do_not_decide_whose_maps_masks_are_of() -> None:
+    controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,), 0.4), inject_uncond="none")
+    state, layout = controller.begin(), Layout("c")
+    uncond, cond = self_call(Layout("u"), 1), self_call(layout, 2)
+    assert torch.equal(controller(uncond, plain, state), plain(uncond))
+    now = cross_call(layout)
+    controller(now, plain, state)
+    expected = masked_by([now], layout, cond, False, 0.4)
+    assert_exact(controller(cond, Attend(), state), expected)
+
+
+@pytest.mark.parametrize("name", ["inject_cond", "inject_uncond"])
+def test_an_injection_of_another_name_is_refused(name: str) -> None:
+    with pytest.raises(
+        PivotError, match=rf"{name} to be one of \('mode', 'source', 'joint', 'none'\)"
+    ):
+        MasaCtrlOptions(**{name: "tar"})
+
+
+# what people are told
+
+
+def shares_of(*shares: float) -> torch.Tensor:
+    """Masks [pictures, 10, 10] with so much of each white."""
+    places = torch.arange(100).reshape(10, 10) / 100
+    return torch.stack([(places < share).float() for share in shares])
+
+
+def told(controller: MasaCtrl, *calls: AttentionCall) -> tuple[str, ...]:
+    state = controller.begin()
+    for call in calls:
+        controller(call, Attend(), state)
+    return controller.remark(state)
+
+
+def large(layout: Layout = TWO) -> AttentionCall:
+    call = make_call("self", layout, 0, queries=(10, 10), place=LATE)
+    return call
+
+
+def test_without_masks_there_is_nothing_to_say() -> None:
+    assert told(MasaCtrl(HERE), self_call()) == told(MasaCtrl(HERE, union=True), self_call()) == ()
+    assert told(MasaCtrl(HERE, auto=AutoMask(WORDS, (2,)))) == ()
+
+
+def test_the_masks_shares_of_the_picture_are_told() -> None:
+    masks = {"source_mask": shares_of(0.25), "target_mask": shares_of(0.5)}
+    said = ("The masks hold 25 % of the source, 50 % of the target.",)
+    assert told(MasaCtrl(HERE, **masks), large()) == said
+    several = shares_of(0.25, 0.75)
+    (line,) = told(MasaCtrl(HERE, source_mask=several), large(Layout("uc", 2, 2)))
+    for part in (
+        "25 % of the source of picture 1",
+        "75 % of the source of picture 2",
+        "25 % of target 1 of picture 1",
+        "75 % of target 2 of picture 2",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("share", "odd"),
+    [
+        (0.0, "under 1 % of it: draw more of the picture white"),
+        (0.01, ""),
+        (0.95, ""),
+        (0.96, "over 95 % of it: draw less of the picture white"),
+        (1.0, "over 95 % of it: draw less of the picture white"),
+    ],
+)
+def test_a_mask_of_nearly_nothing_or_nearly_all_is_told_with_what_to_change(
+    share: float, odd: str
+) -> None:
+    masks = {"source_mask": shares_of(0.5), "target_mask": shares_of(share)}
+    said = told(MasaCtrl(HERE, **masks), large())
+    expected = (f"The mask of the target holds {odd}.",) if odd else ()
+    assert said == (
+        f"The masks hold 50 % of the source, {100 * share:g} % of the target.",
+        *expected,
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "change"),
+    [(0.0, "over 95 % of it in 1 of 1 steps: raise mask_threshold, or write other mask_words")],
+)
+def test_words_whose_mask_is_nearly_all_are_told_what_to_change(
+    threshold: float, change: str
+) -> None:
+    controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,), threshold))
+    assert told(controller, cross_call(TWO), self_call()) == (
+        "The words' masks are of the maps of the current step.",
+        "The masks hold 100 % of the source, 100 % of the target.",
+        f"The mask of the source holds {change}.",
+        f"The mask of the target holds {change}.",
+    )
+
+
+def test_words_whose_mask_is_nearly_nothing_in_some_steps_are_told_so() -> None:
+    controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,), 0.5))
+    flat = cross_call(TWO)
+    flat = probed(flat.replace(torch.zeros_like(flat.q), flat.k, flat.v))
+    later = dataclasses.replace(LATE, step=LATE.step + 1)
+    calls = (cross_call(TWO, step=later.step), dataclasses.replace(self_call(), place=later))
+    said = told(controller, flat, self_call(), *calls)
+    assert said[2:] == tuple(
+        f"The mask of the {name} holds under 1 % of it in 1 of 2 steps: lower mask_threshold, or "
+        "write other mask_words."
+        for name in ("source", "target")
+    )
+
+
+def test_which_steps_maps_the_masks_are_of_is_told() -> None:
+    controller = MasaCtrl(HERE, auto=AutoMask(WORDS, (2,), 0.4))
+    before, now = cross_call(TWO, step=LATE.step - 1), cross_call(TWO)
+    uncond, cond = self_call(Layout("u")), self_call(Layout("c"))
+    assert told(controller, now, self_call())[0] == (
+        "The words' masks are of the maps of the current step."
+    )
+    apart = told(controller, before, uncond, now, cond)
+    assert apart[0] == (
+        "The words' masks are of the maps of the step before in 1 of 1 steps, because "
+        "unconditioned rows ran in a call before the others."
+    )
+    late = dataclasses.replace(LATE, step=LATE.step + 1)
+    both = told(
+        controller,
+        *(before, uncond, now, cond, cross_call(TWO, step=late.step)),
+        dataclasses.replace(self_call(), place=late),
+    )
+    assert both[0] == "The words' masks are of the maps of the current step in 1 of 2 steps."
+    assert "the step before in 1 of 2 steps" in both[1]
+
+
+def test_layers_without_a_mask_and_runs_without_maps_are_told() -> None:
+    controller = MasaCtrl(BOTH, auto=AutoMask(WORDS, (2,), 0.4))
+    said = told(controller, self_call(), cross_call(TWO), at_layer(self_call(), UP))
+    assert said[1] == (
+        "No map comes before down.1.0, which read without the words' masks. The layers of auto "
+        "come after maps."
+    )
+    unseen = dataclasses.replace(cross_call(TWO), probe=None)
+    assert told(controller, unseen, self_call()) == (
+        "No map of mask_words was seen, so that they masked nothing. Areas and bounds of a "
+        "conditioning hide maps: connect source_mask and target_mask.",
+    )
