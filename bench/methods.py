@@ -290,4 +290,5 @@ def proximal(preset: str, quantile: float | None = None) -> dict[str, Any]:
         "guide_end": rule.guide_window[1],
         "dilation": rule.dilation,
         "source_cfg": rule.source_cfg or 0.0,
+        "guide_time": rule.guide_time,
     }

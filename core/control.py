@@ -53,6 +53,9 @@ class Place:
     because samplers may ask a network twice in a step."""
     steps: int
     sigma: float
+    time: float | None = None
+    """The model's own time, from 0 (picture) to 1000 (noise); None where nobody has looked it
+    up."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,15 @@ class Correction(Method, abc.ABC):
         at x."""
         return x
 
+    def targets_after(
+        self, x: torch.Tensor, before: torch.Tensor, source: torch.Tensor
+    ) -> torch.Tensor:
+        """The target rows after a step that left them at x.
+
+        The step left the source rows at `before`, and `source_after` has set them to `source`.
+        """
+        return x
+
     def remark(self, trajectory: Trajectory, cfg: float, negative: str) -> str:
         """What people should know of a replay of the source at this cfg; empty when all is well.
 

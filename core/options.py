@@ -201,6 +201,29 @@ def from_inputs(kind: type[Built], values: Mapping[str, Any]) -> Built:
     return kind(**arguments, **left)  # a name that is no input is Python's own error here
 
 
+def in_words(instance: Any, changed: bool = False) -> str:
+    """The values of a dataclass's inputs as a node shows them, or of those that are not the
+    defaults: `quantile 0.7, population legacy`."""
+    said = []
+    for field in dataclasses.fields(instance):
+        inputs, value = _inputs(field), getattr(instance, field.name)
+        for option, each in zip(inputs, value if len(inputs) > 1 else (value,), strict=False):
+            # what comes from other nodes has no value in words; what nodes hide is not set there
+            if option.shown and option.kind not in SOCKETS:
+                if not changed or each != option.default:
+                    said.append(f"{option.name} {_in_words(each)}")
+    return ", ".join(said)
+
+
+def _in_words(value: Any) -> str:
+    """A value as a node shows it, where 0 stands for None."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None or isinstance(value, float):
+        return f"{value or 0.0:g}"
+    return str(value) or "nothing"
+
+
 def check_options(instance: Any, where: str) -> None:
     """Raise PivotError that names the first value which its field does not allow.
 

@@ -23,6 +23,10 @@ Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 shape."""
 
 
+TIMES = 1000.0
+"""The model's time at pure noise, in which the papers count."""
+
+
 class Path(abc.ABC):
     """A family of noise levels.
 
@@ -47,6 +51,11 @@ class Path(abc.ABC):
     def levels(self, table: torch.Tensor, steps: int, end: str = "reference") -> torch.Tensor:
         """Ascending levels [steps + 1], float64, from the model's own table of levels
         (ascending)."""
+
+    @abc.abstractmethod
+    def time(self, table: torch.Tensor, sigma: float) -> float:
+        """The time that a model with this table of levels (ascending) is told at a level, from 0
+        (picture) to TIMES (noise)."""
 
     def to_host(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """X of the host for x of the papers."""
@@ -118,6 +127,11 @@ class VariancePreserving(Path):
         clean = ascending[:1] if end == "reference" else torch.zeros(1, dtype=torch.float64)
         return torch.cat([clean, chosen])
 
+    def time(self, table: torch.Tensor, sigma: float) -> float:
+        """The place of the nearest level of the table, as the host looks times up."""
+        nearest = (table.double().log() - math.log(sigma)).abs().argmin()
+        return TIMES * float(nearest) / len(table)
+
 
 class Flow(Path):
     """`alpha = 1 - s`, sigma = s, for flow matching, whose host space is x itself (docs/METHODS.md
@@ -150,6 +164,10 @@ class Flow(Path):
         # rounded down as the host does it, so that a replay's levels are a stock sampler's
         chosen = [float(ascending[-(1 + int(i * stride))]) for i in range(steps)]
         return torch.tensor([0.0, *reversed(chosen)], dtype=torch.float64)
+
+    def time(self, table: torch.Tensor, sigma: float) -> float:
+        """The level itself, which is the time of a flow model."""
+        return TIMES * sigma
 
 
 def _check_end(end: str) -> None:

@@ -58,6 +58,8 @@ class EditStep:
     correction: Correction
     guidance: Guidance
     rule: StepRule
+    table: torch.Tensor | None = None
+    """The model's own levels, ascending, off which the time of each step is read."""
 
     @property
     def path(self) -> Path:
@@ -69,10 +71,18 @@ class EditStep:
         """The steps of a run, from noise on."""
         levels = self.rule.levels(self.trajectory.steps)
         steps, sigmas = len(levels) - 1, self.trajectory.sigmas.tolist()
+        places = [
+            Place(i, steps, sigmas[upper], self._time(sigmas[upper]))
+            for i, upper in enumerate(levels[:-1])
+        ]
         return tuple(
-            Moment(self.trajectory, self.path, Place(i, steps, sigmas[upper]), upper, lower)
-            for i, (upper, lower) in enumerate(zip(levels, levels[1:], strict=False))
+            Moment(self.trajectory, self.path, place, upper, lower)
+            for place, upper, lower in zip(places, levels, levels[1:], strict=False)
         )
+
+    def _time(self, sigma: float) -> float | None:
+        """The model's time at a level."""
+        return None if self.table is None else self.path.time(self.table, sigma)
 
     @property
     def descending(self) -> torch.Tensor:
@@ -133,7 +143,7 @@ class EditStep:
         if prediction.guided is not None:
             x = self.guidance.after_step(x, prediction.denoised, prediction.guided, now)
         source = self.correction.source_after(x[:batch], self.trajectory, now.lower)
-        return torch.cat([source, x[batch:]])
+        return torch.cat([source, self.correction.targets_after(x[batch:], x[:batch], source)])
 
     def source_cfg(self, cfg: float) -> float:
         """The cfg of source rows, which is the targets' unless the guidance rule has another."""

@@ -17,7 +17,9 @@ import torch
 
 from ..core import options
 from ..core.control import Place, window_open
+from ..core.errors import PivotError
 from ..core.guidance import Guidance, Guided, source_cfg_option
+from ..core.path import TIMES
 from ..core.stepper import Moment
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -125,7 +127,7 @@ class Proximal(Guidance):
         "Last step with either, as a fraction of all.",
         prefix="guide_",
     )
-    """(start, end) of both pulls, in fractions of the steps."""
+    """(start, end) of both pulls, in fractions of the steps, where guide_time is 0."""
     dilation: int = options.integer(
         1,
         0,
@@ -137,6 +139,18 @@ class Proximal(Guidance):
     """By how many latent pixels edited places grow before anything pulls."""
     source_cfg: float | None = source_cfg_option()
     """The cfg of source rows; None is the targets'."""
+    guide_time: float = options.number(
+        0.0,
+        0.0,
+        TIMES,
+        1.0,
+        "Both pulls by the model's time, 1000 for noise to 0 for the picture, in guide_start and "
+        "guide_end's place: steps below it pull, whatever the number of steps. Papers 400 to "
+        "1000; 0 is off.",
+        optional=True,
+        advanced=True,
+    )
+    """The model's time under which both pull, the authors' recon_t; 0 leaves it to guide_window."""
 
     def guide(self, delta: torch.Tensor, batch: int, place: Place) -> Guided:
         if not window_open(self.window, place, place.steps):
@@ -149,11 +163,24 @@ class Proximal(Guidance):
             sparse = torch.cat([delta[:batch], sparse[batch:]])
             edit[:batch] = 0.0
         pulls = self.inversion_rate > 0.0 or self.reconstruction_rate > 0.0
-        if not pulls or not window_open(self.guide_window, place, place.steps):
+        if not pulls or not self._pulls(place):
             return Guided(sparse)
         if self.dilation:
             edit = torch.nn.functional.max_pool2d(edit, 2 * self.dilation + 1, 1, self.dilation)
         return Guided(sparse, edit)
+
+    def _pulls(self, place: Place) -> bool:
+        """Whether it is late enough for both pulls."""
+        if not self.guide_time:
+            return window_open(self.guide_window, place, place.steps)
+        if place.time is None:
+            raise PivotError(
+                "the model's time at every step, for guide_time",
+                f"none at step {place.step + 1} of {place.steps}",
+                "Sample with the Edit Sampler or the Edit Guider, or set guide_time to 0.",
+                self.title,
+            )
+        return place.time < self.guide_time
 
     def _threshold(self, delta: torch.Tensor, batch: int) -> torch.Tensor:
         """The threshold of every row, [rows, 1, 1, 1]."""

@@ -17,9 +17,10 @@ from ..core.trajectory import Trajectory
 class Direct(Correction):
     """Sets the source row to x*_{t-1} after each step, which is exact whatever the cfg.
 
-    Target rows are left alone. The reference measures the row's difference in a first pass and adds
-    it in a second. Source rows are not edited, so that the difference is the same in both passes,
-    and setting the row gives the same to one ulp (METHODS 9).
+    Target rows are left alone, unless `add_to` says otherwise. The reference measures the row's
+    difference in a first pass and adds it in a second. Source rows are not edited, so that the
+    difference is the same in both passes, and setting the row gives the same to one ulp (METHODS
+    9).
     """
 
     name: ClassVar[str] = "direct"
@@ -56,10 +57,20 @@ class Direct(Correction):
         advanced=True,
     )
     """The difference is added at each k-th step, the first included."""
+    add_to: str = options.choice(
+        "source",
+        ("source", "both"),
+        "Whose row the difference is added to. source: the source's alone; both: the source's "
+        "difference goes to the target too, which holds it back (the paper's ablation add source).",
+        optional=True,
+        advanced=True,
+    )
+    """With `both` the source row has to be run, as with `legacy`."""
 
     @property
     def pinned(self) -> bool:
-        return not self.legacy and self.scale == 1.0 and self.every == 1
+        whole = self.scale == 1.0 and self.every == 1
+        return whole and not self.legacy and self.add_to == "source"
 
     def source_after(self, x: torch.Tensor, trajectory: Trajectory, index: int) -> torch.Tensor:
         pivot = trajectory.latents[index].to(x)
@@ -67,3 +78,10 @@ class Direct(Correction):
             return pivot  # x + (pivot - x) would round
         step = trajectory.steps - 1 - index
         return x + (pivot - x) * self.scale if step % self.every == 0 else x
+
+    def targets_after(
+        self, x: torch.Tensor, before: torch.Tensor, source: torch.Tensor
+    ) -> torch.Tensor:
+        if self.add_to == "source":
+            return x
+        return x + torch.cat([source - before] * (len(x) // len(source)))

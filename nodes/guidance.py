@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..core.options import options_of
+from ..core.options import in_words, options_of
 from ..guidance.proximal import Proximal
 from ..host.tasks.editing import edit_guider
-from ..host.tasks.guidance import CUSTOM, PLAIN, PRESETS, guidance
+from ..host.tasks.guidance import CUSTOM, PLAIN, PRESETS, described, guidance
 from .methods import input_of
 from .sockets import CATEGORY, Guidance, edit_inputs
 
@@ -27,14 +27,21 @@ def guidance_inputs() -> list[io.Input]:
         "operator": dataclasses.replace(operator, names=(PLAIN, *operator.names)),
         "inversion_rate": dataclasses.replace(rate, default=PRESETS["proxnpi"].inversion_rate),
     }
+    # what a preset uses, the values below do not show
+    uses = "; ".join(f"{name}: {_settings(rule)}" for name, rule in PRESETS.items())
     preset = io.Combo.Input(
         "preset",
         options=[CUSTOM, *PRESETS],
         default=CUSTOM,
-        tooltip="The papers' own settings, in place of all values below; custom takes the values "
-        "below.",
+        tooltip="The papers' own settings, in place of all values below, which then count for "
+        f"nothing; custom takes the values below. {uses}.",
     )
     return [preset, *map(input_of, options.values())]
+
+
+def _settings(rule: Proximal) -> str:
+    """What a preset sets."""
+    return f"operator {rule.operator}, {in_words(rule, changed=True)}"
 
 
 class PivotProximalGuidance(io.ComfyNode):
@@ -60,7 +67,8 @@ class PivotProximalGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(guidance(**options))
+        rule = guidance(**options)
+        return io.NodeOutput(rule, ui=ui.PreviewText(described(rule)))
 
 
 class PivotProximalGuider(io.ComfyNode):

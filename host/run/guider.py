@@ -17,7 +17,7 @@ from ...core.step import EditStep, Prediction
 from ...core.trajectory import Trajectory
 from ...guidance import ClassifierFree
 from ...inversion import AUTO, correction_for, rule_for
-from ..model.checks import check_same_model, check_same_source, check_unet
+from ..model.checks import check_same_model, check_same_source, check_unet, trained_sigmas
 from ..text.conditioning import one_per_row, rows_in, stack_rows
 from ..text.prompts import Conditioning, prompt_of
 from ..text.unconds import WHERE, Unconds
@@ -102,7 +102,8 @@ class EditGuider(RowsGuider):
     def _prepare(self, correction: str) -> None:
         """Makes the step and the texts under a correction's name."""
         chosen = correction_for(self.trajectory, correction)
-        self.step = EditStep(self.trajectory, chosen, self.guidance, rule_for(self.trajectory))
+        rule, table = rule_for(self.trajectory), trained_sigmas(self.model_patcher)
+        self.step = EditStep(self.trajectory, chosen, self.guidance, rule, table)
         self._prepared = correction
         source, target, negative = (self._texts[name] for name in ("source", "target", "negative"))
         batch = self.trajectory.batch

@@ -15,6 +15,7 @@ from ..run.guider import EditGuider
 from ..run.replay import ReplaySampler
 from ..run.sampling import preview, run_edit
 from ..text.prompts import Conditioning
+from .guidance import described
 from .masks import blend_mask
 
 
@@ -53,7 +54,8 @@ def edit(
         trajectory, guider.source_cfg, conditioning_fingerprint(negative)
     )
     cost = f"{result.rows_per_step:.2f} UNet rows a step"
-    report = [f"{settings}, {cost}{f'; {remark}' if remark else ''}", *guider.remarks]
+    uses = [described(guidance)] if guidance else []
+    report = [f"{settings}, {cost}{f'; {remark}' if remark else ''}", *uses, *guider.remarks]
     mask = blend_mask(model, result.edited)
     return {"samples": result.edited}, {"samples": result.reconstructed}, "\n".join(report), mask
 

@@ -162,7 +162,10 @@ SITES = tuple(
     for layer in LAYERS
     for kind in KINDS
 )
-PLACES = tuple(Place(i, STEPS, sigma) for i, sigma in enumerate((13.0, 6.0, 3.0, 1.2, 0.4)))
+PLACES = tuple(
+    Place(i, STEPS, sigma, VP.time(sd_sigmas(), sigma))
+    for i, sigma in enumerate((13.0, 6.0, 3.0, 1.2, 0.4))
+)
 TARGETS, PICTURES = 3, 2
 EVERYBODY: tuple[Member, ...] = (
     *(("source", 0, picture) for picture in range(PICTURES)),
@@ -583,7 +586,7 @@ def edit_step(example: Example, trajectory: Trajectory) -> EditStep:
     for name, kind in (("correction", Correction), ("guidance", Guidance), ("rule", StepRule)):
         if isinstance(example.method, kind):
             parts[name] = example.method
-    return EditStep(trajectory, **parts)
+    return EditStep(trajectory, **parts, table=sd_sigmas())
 
 
 class Plain(Correction):

@@ -134,6 +134,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "hard": {"operator": "hard", "threshold": 0.4},
         "inversion": {"inversion_rate": 0.6, "reconstruction_rate": 0.2, "window": (0.2, 1.0)},
         "source": {"inversion_rate": 1.0, "guide_window": (0.0, 0.5), "source_cfg": 1.0},
+        "time": {"inversion_rate": 1.0, "guide_time": 400.0},
     },
     "NegativePrompt": {
         "default": {},

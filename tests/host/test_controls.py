@@ -622,17 +622,17 @@ def test_automatic_masks_are_of_the_current_step_unless_unconditioned_rows_run_f
         {("source", 0): (77, ((4,),)), ("target", 0): (77, ((4,),))}, scales_of(model), 0.5
     )
     controlled = masa(model, auto=auto)
-    together, _, report = run(controlled, trajectory, texts, "none")
+    together, _, report, _ = run(controlled, trajectory, texts, "none")
     assert differ(together, run(masa(model), trajectory, texts, "none")[0])
     current = "MasaCtrl Mutual Self-Attn: The words' masks are of the maps of the current step."
     assert report.splitlines()[1] == current
     watched = controlled.clone()
     watched.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
-    apart, _, report = run(watched, trajectory, texts, "none")
+    apart, _, report, _ = run(watched, trajectory, texts, "none")
     close(apart, together)
     assert report.splitlines()[1] == current
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e18)
-    apart, _, report = run(controlled, trajectory, texts, "none")
+    apart, _, report, _ = run(controlled, trajectory, texts, "none")
     assert differ(apart, together) and differ(apart, run(masa(model), trajectory, texts, "none")[0])
     assert "the step before in" in report.splitlines()[1]
 

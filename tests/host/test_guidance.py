@@ -36,7 +36,7 @@ from tools.pack import part
 SIZE, STEPS, CFG = (8, 16), 4, 5.0
 ENDLESS = Proximal(threshold=10.0)
 ALWAYS = {"inversion_rate": 1.0, "guide_window": (0.0, 1.0)}
-PROXNPI = dataclasses.replace(PRESETS["proxnpi"], guide_window=(0.25, 1.0))
+PROXNPI = dataclasses.replace(PRESETS["proxnpi"], guide_window=(0.25, 1.0), guide_time=0.0)
 
 
 ALSO_V = pytest.mark.parametrize("kind", ["SD15", "SD20"], indirect=True)
@@ -404,6 +404,50 @@ def test_the_nodes_make_the_rules_that_they_name(model, trajectory, texts) -> No
     edits |= {"model": model, "cfg": CFG, "correction": "none"}
     guider = guider_node.execute(**edits, **{**own, **values}).args[0]
     assert guider.guidance == made and guider.correction.name == "none" and guider.cfg == CFG
+
+
+def test_the_values_that_a_preset_uses_are_shown(model, trajectory, texts) -> None:
+    """The node's own values count for nothing under a preset, and go on saying 0.4 and target."""
+    node = part("nodes.guidance").PivotProximalGuidance
+    (preset, *_), own = node.define_schema().inputs, defaults(node)
+    said = {}
+    for name in ("custom", *PRESETS):
+        output = node.execute(**{**own, "preset": name})
+        (said[name],) = output.ui.as_dict()["text"]
+        report = run_report(model, trajectory, texts, output.args[0])
+        assert said[name] in report.splitlines()[1:]
+    assert "quantile 0.4," in said["custom"] and "population target," in said["custom"]
+    for values in ("quantile 0.7,", "population legacy,", "guide_time 400."):
+        assert values in said["proxnpi"]
+    assert "proxnpi: operator soft, quantile 0.7, population legacy, inversion_rate 1, " in (
+        preset.tooltip
+    )
+    plain = edit(model, trajectory, **texts, cfg=CFG, correction="none")[2]
+    assert "quantile" not in plain
+
+
+def run_report(model: Any, trajectory: Any, texts: dict[str, Any], rule: Any) -> str:
+    options = {**{name: texts[name] for name in ("source", "target", "negative")}, "cfg": CFG}
+    return edit(model, trajectory, **options, correction="none", guidance=rule)[2]
+
+
+def test_guide_time_pulls_by_the_models_own_time(model, trajectory, texts) -> None:
+    """Below a step's own time nothing pulls at it, above it does: the host's lookup of times."""
+    sampling = model.get_model_object("model_sampling")
+    times = [float(sampling.timestep(sigma)) for sigma in trajectory.descending[:-1]]
+    place = len(times) // 2
+    runs = {
+        name: run(model, trajectory, texts, Proximal(**{**ALWAYS, **options}), "none")[0]
+        for name, options in {
+            "under": {"guide_time": times[place] - 0.5},
+            "over": {"guide_time": times[place] + 0.5},
+            "window": {"guide_window": (place / len(times), 1.0)},
+            "later": {"guide_window": ((place + 1) / len(times), 1.0)},
+        }.items()
+    }
+    assert torch.equal(runs["over"], runs["window"])
+    assert torch.equal(runs["under"], runs["later"])
+    assert not torch.equal(runs["over"], runs["under"])
 
 
 # what rows read

@@ -19,8 +19,10 @@ from pivot_edit.core.errors import PivotError
 from pivot_edit.core.path import VP
 from pivot_edit.core.recipe import Recipe, recipe_of
 from pivot_edit.core.schedule import slerp
+from pivot_edit.core.step import EditStep, Prediction
 from pivot_edit.core.trajectory import Trajectory
-from pivot_edit.inversion import CORRECTIONS, Ddim, correction_for, correction_named
+from pivot_edit.guidance import ClassifierFree
+from pivot_edit.inversion import CORRECTIONS, Ddim, correction_for, correction_named, rule_for
 
 STEPS = 25
 SIGMAS = VP.levels(sd_sigmas(), STEPS)
@@ -63,7 +65,8 @@ def replay(
         sigma, sigma_next = trajectory.sigmas[i].item(), trajectory.sigmas[i - 1].item()
         eps_u, eps_c = predict(unconds, x, sigma), predict((source, target), x, sigma)
         x = VP.step(x, eps_u + w * (eps_c - eps_u), sigma, sigma_next)
-        x[:1] = correction.source_after(x[:1], trajectory, i - 1)
+        pinned = correction.source_after(x[:1], trajectory, i - 1)
+        x = torch.cat([pinned, correction.targets_after(x[1:], x[:1], pinned)])
         latents.append(x)
     return torch.stack(latents)
 
@@ -132,11 +135,16 @@ def test_direct_by_added_differences_is_direct_to_one_rounding_a_step(w: float) 
 
 
 def two_passes(
-    pivot: Trajectory, w: float, scale: float, every: int, target: str = "a dog"
+    pivot: Trajectory,
+    w: float,
+    scale: float,
+    every: int,
+    target: str = "a dog",
+    both: bool = False,
 ) -> torch.Tensor:
     """The reference's two passes, from METHODS 9: differences measured along the corrected rows
-    without any control, then added to the source row of the edit; [source, target] of every level,
-    noise first."""
+    without any control, then added to the source row of the edit (`both`: the source's to the
+    target's row too, its add-source); [source, target] of every level, noise first."""
     descending = pivot.sigmas.flip(0).tolist()
 
     def prev(x: torch.Tensor, i: int) -> torch.Tensor:
@@ -155,7 +163,7 @@ def two_passes(
     latents = [x]
     for i in range(pivot.steps):
         before = prev(x, i)
-        x = torch.cat([before[:1] + offsets[i][:1], before[1:]])
+        x = torch.cat([before[:1] + offsets[i][:1], before[1:] + both * offsets[i][:1]])
         latents.append(x)
     return torch.stack(latents)
 
@@ -172,9 +180,49 @@ def test_directs_ablations_are_the_references_two_passes(scale: float, every: in
     assert ((mine[:, 0] - pivot.latents.flip(0)[:, 0]).abs().max() < 1e-10) == exact
 
 
+@pytest.mark.parametrize(("scale", "every"), [(1.0, 1), (0.4, 1), (1.0, 5)])
+def test_the_sources_difference_is_added_to_the_target_too_where_it_is_asked_for(
+    scale: float, every: int
+) -> None:
+    pivot = inverted()
+    pivot = dataclasses.replace(pivot, latents=pivot.latents.double())
+    chosen = correction_named("direct", scale=scale, every=every, add_to="both")
+    mine = replay(pivot, chosen, 3.0)
+    expected = two_passes(pivot, 3.0, scale, every, both=True)
+    torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
+    plain = two_passes(pivot, 3.0, scale, every)
+    assert torch.equal(plain[:, 0], expected[:, 0]) and not torch.equal(plain, expected)
+
+
+def test_every_target_of_every_picture_gets_its_own_sources_difference() -> None:
+    before, source, targets = noise(0, 2, 4, 3, 3), noise(1, 2, 4, 3, 3), noise(2, 6, 4, 3, 3)
+    made = correction_named("direct", add_to="both").targets_after(targets, before, source)
+    for row in range(6):
+        expected = targets[row] + source[row % 2] - before[row % 2]
+        torch.testing.assert_close(made[row], expected, rtol=0, atol=1e-12)
+    assert correction_named("direct").targets_after(targets, before, source) is targets
+
+
+def test_a_step_hands_targets_the_difference_of_its_source() -> None:
+    """The step of an edit itself, and not only this file's loop."""
+    pivot = dataclasses.replace(inverted(), latents=inverted().latents.double())
+    chosen = correction_named("direct", add_to="both")
+    step = EditStep(pivot, chosen, ClassifierFree(), rule_for(pivot))
+    x, now = noise(3, 3, *pivot.latents.shape[2:]), step.moments[1]
+    difference = pivot.latents[now.lower] - x[:1]
+    landed = step.land(x, Prediction(x), now)
+    torch.testing.assert_close(landed, x + difference, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "pinned"),
-    [({}, True), ({"legacy": True}, False), ({"scale": 0.9}, False), ({"every": 2}, False)],
+    [
+        ({}, True),
+        ({"legacy": True}, False),
+        ({"scale": 0.9}, False),
+        ({"every": 2}, False),
+        ({"add_to": "both"}, False),
+    ],
 )
 def test_only_direct_as_it_is_knows_the_source_without_running_it(
     options: dict[str, Any], pinned: bool

@@ -18,6 +18,7 @@ from pivot_edit.core.options import (
     check_value,
     defaults,
     from_inputs,
+    in_words,
     options_of,
 )
 
@@ -130,3 +131,12 @@ def test_a_method_is_called_by_its_title_its_name_or_its_class() -> None:
 def test_values_that_cannot_be_written_are_refused_by_name(kind, value, message) -> None:
     with pytest.raises(PivotError, match=message):
         check_value(Option(kind, "", None, "it", high=2.0), value, "Place")
+
+
+def test_the_values_of_a_method_in_words_are_those_of_its_node() -> None:
+    method = Example(words=object(), strength=0.25, hard=False)
+    assert in_words(method) == (
+        "strength 0.25, shift 0, count 3, hard off, mode near, note nothing, "
+        "edit_start 0.2, edit_end 0.8"
+    )
+    assert in_words(method, changed=True) == "strength 0.25, hard off"

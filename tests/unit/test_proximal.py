@@ -27,6 +27,7 @@ from pivot_edit.core.errors import PivotError
 from pivot_edit.core.guidance import Guidance, Guided
 from pivot_edit.core.path import VP
 from pivot_edit.core.schedule import ddim_timesteps
+from pivot_edit.core.step import EditStep
 from pivot_edit.core.trajectory import Trajectory
 from pivot_edit.guidance.cfg import ClassifierFree
 from pivot_edit.guidance.proximal import (
@@ -40,8 +41,10 @@ from pivot_edit.guidance.proximal import (
     quantile,
     soft,
 )
-from pivot_edit.inversion import Ddim, correction_named
+from pivot_edit.host.tasks.guidance import PRESETS
+from pivot_edit.inversion import Ddim, correction_named, rule_for
 
+PROXNPI = PRESETS["proxnpi"]
 OPEN = Place(40, 50, 0.5)
 SIZE = (4, 5, 6)
 
@@ -405,8 +408,8 @@ class Loop:
             "legacy",
             inversion_rate=self.recon_lr * self.inversion_guidance,
             reconstruction_rate=self.recon_lr * self.reconstruction_guidance,
-            guide_window=(1 - self.recon_t / 1000, 1.0),
             dilation=self.dilate,
+            guide_time=float(self.recon_t),
         )
 
 
@@ -426,7 +429,8 @@ def replay(rule: Guidance, pivot: Trajectory, w: float, source: int, target: int
             for net in nets
         )
         eps_c = torch.cat([eps_u[:1], both[1:]])
-        made = rule.guide(eps_c - eps_u, 1, Place(i, pivot.steps, sigma))
+        place = Place(i, pivot.steps, sigma, VP.time(sd_sigmas(), sigma))
+        made = rule.guide(eps_c - eps_u, 1, place)
         eps = eps_u + w * made.delta
         denoised = VP.to_host(x, sigma) - sigma * eps
         x = rule.after_step(
@@ -446,7 +450,7 @@ def inverted(steps: int) -> Trajectory:
     return Trajectory(sigmas, latents, "ddim", "toy", "source")
 
 
-@pytest.mark.parametrize("steps", [50, 20])
+@pytest.mark.parametrize("steps", [50, 20, 15])
 @pytest.mark.parametrize(
     "loop",
     [
@@ -492,8 +496,45 @@ def test_elsewhere_the_references_top_time_is_lower_and_it_pulls_a_little_earlie
     assert guided_steps(steps, 400).index(True) == ours
 
 
+@pytest.mark.parametrize("recon_t", [400, 600, 1000])
+def test_guide_time_pulls_where_the_reference_does_at_every_step_count(recon_t: int) -> None:
+    """The preset pulled late at 44 of these 96 counts, when it went by a fraction of the steps."""
+    rule, late = dataclasses.replace(PROXNPI, guide_time=float(recon_t)), 0
+    for steps in range(5, 101):
+        pivot = Trajectory(
+            VP.levels(sd_sigmas(), steps), torch.zeros(steps + 1, 1, 1, 1, 1), "ddim", "toy", ""
+        )
+        plain = correction_named("none")
+        step = EditStep(pivot, plain, rule, rule_for(pivot), sd_sigmas())
+        pulls = [
+            rule.guide(noise(0, 2, *SIZE), 1, now.place).edit is not None for now in step.moments
+        ]
+        theirs = [time < recon_t for time in reversed(ddim_timesteps(steps))]
+        assert pulls == theirs, steps
+        late += theirs != guided_steps(steps, recon_t)
+    assert recon_t != 400 or late == 44
+
+
+def test_the_preset_is_the_authors_readme() -> None:
+    readme = Loop().ours()
+    assert dataclasses.replace(PROXNPI, operator=readme.operator) == readme
+    assert PROXNPI.operator == ALIASES[readme.operator]
+
+
+def test_guide_time_without_the_models_time_is_refused() -> None:
+    rule = Proximal(inversion_rate=1.0, guide_time=400.0)
+    with pytest.raises(PivotError, match="the model's time at every step.*none at step 1 of 50"):
+        rule.guide(noise(0, 2, *SIZE), 1, Place(0, 50, 13.0))
+
+
+@pytest.mark.parametrize("time", [-1.0, 1001.0, float("nan")])
+def test_a_guide_time_that_no_model_has_is_refused(time: float) -> None:
+    with pytest.raises(PivotError, match="guide_time between 0 and 1000"):
+        Proximal(guide_time=time)
+
+
 def guided_steps(steps: int, recon_t: int) -> list[bool]:
-    window = Loop(recon_t=recon_t).ours().guide_window
+    window = (1 - recon_t / 1000, 1.0)
     return [window_open(window, Place(i, steps, 1.0), steps) for i in range(steps)]
 
 

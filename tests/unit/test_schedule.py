@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import abar_of, denoiser, few, noise, sd_sigmas, vp_step
 
 from pivot_edit.core.errors import PivotError
-from pivot_edit.core.path import VP
+from pivot_edit.core.path import FLOW, VP
 from pivot_edit.core.schedule import ddim_timesteps
 
 levels = st.just(0.0) | st.floats(0.01, 15.0)  # below, abar rounds to 1 in the reference formula
@@ -94,3 +94,21 @@ def test_the_network_sees_the_latent_itself_and_its_eps_comes_back(sigma: float)
     ((latent, at),) = seen
     torch.testing.assert_close(latent, x, rtol=1e-14, atol=0)
     assert at == sigma
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 30, 50, 96])
+def test_a_levels_time_is_the_timestep_that_the_reference_evaluates(steps: int) -> None:
+    levels = VP.levels(sd_sigmas(), steps)[1:].tolist()
+    assert [VP.time(sd_sigmas(), sigma) for sigma in levels] == ddim_timesteps(steps)
+
+
+def test_a_level_between_two_has_the_nearest_ones_time_and_shorter_tables_the_same_scale() -> None:
+    table = sd_sigmas()
+    between = float((table[400].log() * 0.6 + table[401].log() * 0.4).exp())
+    assert VP.time(table, between) == 400.0
+    assert VP.time(table[::2], float(table[400])) == 400.0
+    assert VP.time(table.float(), float(table.float()[999])) == 999.0
+
+
+def test_a_flow_models_time_is_its_level() -> None:
+    assert FLOW.time(torch.linspace(0.001, 1.0, 1000), 0.4) == pytest.approx(400.0)
