@@ -82,6 +82,7 @@ class Direct(Correction):
     def targets_after(
         self, x: torch.Tensor, before: torch.Tensor, source: torch.Tensor
     ) -> torch.Tensor:
+        """Every target row x, with its source's difference where it is asked for."""
         if self.add_to == "source":
             return x
         return x + torch.cat([source - before] * (len(x) // len(source)))
