@@ -31,12 +31,15 @@ from ..core.control import (
 from ..core.errors import PivotError
 from ..core.layers import Layer, map_scale, select_layers
 from ..core.maps import (
+    LEAST_SHARE,
+    MOST_SHARE,
     Groups,
     Key,
     MapSum,
     key_of,
     mask_pictures,
     resize,
+    share_of_range,
     word_maps,
 )
 from ..core.options import NodeText
@@ -49,8 +52,6 @@ AutoMasks = Mapping[Key, torch.Tensor]
 MODE, SOURCE, JOINT, NONE = "mode", "source", "joint", "none"
 INJECTIONS = (MODE, SOURCE, JOINT, NONE)
 """What target rows read: as `union` says; the source's keys; their own too; only their own."""
-FEW, MOST = 0.01, 0.95
-"""Shares of the picture under and over which a mask hardly tells object from surroundings."""
 
 
 def decoder_layers(layers: Iterable[Layer]) -> frozenset[Layer]:
@@ -78,8 +79,7 @@ class AutoMask:
         if not maps.sums:
             return {}
         flat = torch.stack([summed.sum(-1) for summed in maps.sums.values()])
-        low, high = flat.amin((1, 2), True), flat.amax((1, 2), True)
-        masks = ((flat - low) / (high - low).clamp(min=1e-12) >= self.threshold).float().cpu()
+        masks = (share_of_range(flat) >= self.threshold).float().cpu()
         return dict(zip(maps.sums, masks, strict=True))
 
 
@@ -281,13 +281,13 @@ class MasaCtrl(Controller):
     def _odd(self, key: Key, shares: Mapping[Key, Mapping[int, float]]) -> Iterator[str]:
         """What to change where a mask holds nearly nothing of a picture, or nearly all of it."""
         steps = shares[key]
-        few = sum(share < FEW for share in steps.values())
-        most = sum(share > MOST for share in steps.values())
+        few = sum(share < LEAST_SHARE for share in steps.values())
+        most = sum(share > MOST_SHARE for share in steps.values())
         drawn = {"source": self.source_mask, "target": self.target_mask}
         by_words = drawn[key[0]] is None and self.auto is not None
         for count, limit, lower, draw in (
-            (few, f"under {100 * FEW:g} %", "lower", "more"),
-            (most, f"over {100 * MOST:g} %", "raise", "less"),
+            (few, f"under {100 * LEAST_SHARE:g} %", "lower", "more"),
+            (most, f"over {100 * MOST_SHARE:g} %", "raise", "less"),
         ):
             often = f" in {count} of {len(steps)} steps" if by_words else ""
             do = (
