@@ -7,7 +7,6 @@ how it is applied to a model, and in `CLOSED`, the options under which it never 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import gc
@@ -22,6 +21,7 @@ import torch
 
 import nodes
 import unets
+from clean import at_middle, everything
 from pivot_edit import attention, inversion
 from pivot_edit.attention import AttentionMaps, LocalBlend
 from pivot_edit.core.control import (
@@ -223,26 +223,6 @@ def bench(
     return Bench(controller, model, trajectory, texts, request.param == "ksampler")
 
 
-def everything(model: Any) -> dict[str, Any]:
-    """What a run could leave in a MODEL and its network: options, patches, hooks, replacements."""
-    unet = model.model.diffusion_model
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "options": copy.deepcopy(model.model_options),
-        "patches": sorted(model.patches),
-        "objects": sorted(model.object_patches),
-        "backups": sorted(model.object_patches_backup),
-        "hooks": [
-            (name, kind, len(getattr(module, kind)))
-            for name, module in unet.named_modules()
-            for kind in hooks
-            if getattr(module, kind)
-        ],
-        "replaced": [name for name, module in unet.named_modules() if "forward" in vars(module)],
-        "weights": [(name, weight.data_ptr()) for name, weight in unet.named_parameters()],
-    }
-
-
 KNOWN: dict[tuple[str, str], str] = {}
 """What this battery has caught and nobody has mended yet."""
 
@@ -254,24 +234,6 @@ def expect_known(bench: Bench, request: pytest.FixtureRequest) -> None:
         if (bench.controller.__name__, detail) in KNOWN:
             reason = KNOWN[bench.controller.__name__, detail]
             request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-
-
-@contextlib.contextmanager
-def at_middle(model: Any, act: Callable[[int], None]) -> Iterator[None]:
-    """In the middle of every pass through the network, act on the number of the pass."""
-    passes: list[None] = []
-
-    def hook(*args: Any) -> None:
-        passes.append(None)
-        act(len(passes))
-
-    # the host runs the layers of a block, and never the block itself
-    first = model.model.diffusion_model.middle_block[0]
-    handle = first.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def heard(model: Any, left: list[bool]) -> Any:
