@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from bench import inversion_steps, verdicts
+from bench import inversion_steps, masks, verdicts
 from bench.cases import KINDS, RIGID_KINDS, TUNED_FILE
 from bench.methods import EDITS, METHODS, PASTED, UNCORRECTED
 from bench.quality import GENTLE_CFG, LINES, MADE, OUT
@@ -416,6 +416,11 @@ def section_verdicts() -> str:
     return verdicts.section(_figures("verdicts.json"))
 
 
+def section_masks() -> str:
+    """Whether masks of words find the object, on two worlds."""
+    return masks.tables(_figures("masks.json"))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "run": section_run,
     "targets": section_targets,
@@ -431,6 +436,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "sweeps": section_sweeps,
     "steps": section_steps,
     "verdicts": section_verdicts,
+    "masks": section_masks,
     "speed": speed,
 }
 
