@@ -14,6 +14,8 @@
 #                     on a GPU also seconds: out/bench/seconds.json
 #   make bench-inversion  how exactly every method brings pictures back: out/bench/inversion.json (an hour)
 #   make pie FOLDER=... CHECKPOINT=... METHOD=direct CONTROL=p2p_blend    PIE-Bench: out/pie/ (docs/PIE_BENCH.md)
+#   make stress   300 random jobs, interrupts, deletions and bad ones among them, on the oldest and the newest ComfyUI;
+#                 each picture against its run alone: out/stress/ (JOBS=30 SEED=1 are optional)
 #   make help     this text
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI (COMFYUI_PYTHON=... its Python, if it is not in a venv there).
@@ -36,10 +38,12 @@ FOLDER ?=
 METHOD ?=
 CONTROL ?=
 QUALITY ?=
+JOBS ?=
+SEED ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion tuning pie setup-check check setup-test test format
+.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion tuning pie stress setup-check check setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -98,6 +102,10 @@ setup-test:
 
 test: setup-test check
 	@$(MAKE) --no-print-directory -j2 $(HOSTS:%=test-%)
+
+stress: setup-test
+	OMP_NUM_THREADS=1 $(VENV) -m bench.stress $(HOSTS:%=--host .hosts/%) $(if $(JOBS),--jobs $(JOBS)) \
+		$(if $(SEED),--seed $(SEED))
 
 .PHONY: $(HOSTS:%=test-%)
 $(HOSTS:%=test-%): test-%:

@@ -157,6 +157,12 @@ class Client:
         entry: dict[str, Any] = self._get(f"/history/{prompt_id}").get(prompt_id, {})
         return entry
 
+    def past(self, prompt_id: str) -> Result | None:
+        """What a run that is over gave; None where the server remembers no outputs of it."""
+        result = Result(prompt_id)
+        self._collect(result)
+        return result if result.images or result.previews or result.texts else None
+
     def upload(self, image: Image.Image, name: str) -> str:
         """Put a picture into the server's input folder; returns the name for a LoadImage node.
 
@@ -170,9 +176,17 @@ class Client:
         answer = json.loads(self._request("POST", "/upload/image", data=form))
         return "/".join(filter(None, (answer["subfolder"], answer["name"])))
 
-    def interrupt(self) -> None:
-        """Stop what the server is running now."""
-        self._request("POST", "/interrupt", json={})
+    def interrupt(self, prompt_id: str = "") -> None:
+        """Stop what the server is running now; with a prompt id, only if it is that."""
+        self._request("POST", "/interrupt", json={"prompt_id": prompt_id} if prompt_id else {})
+
+    def delete(self, prompt_id: str) -> None:
+        """Take a run out of the queue, unless it has begun."""
+        self._request("POST", "/queue", json={"delete": [prompt_id]})
+
+    def free(self) -> None:
+        """Let the server forget all models and results, as soon as it runs nothing."""
+        self._request("POST", "/free", json={"unload_models": True, "free_memory": True})
 
     def post(self, graph: Graph) -> str:
         """Queue a graph in API format; returns its prompt id. Bad input raises ServerError with the
@@ -190,10 +204,15 @@ class Client:
         with self._listening() as messages:
             return self._followed(self.post(graph), messages, on_event)
 
-    def run_all(self, graphs: Iterable[Graph], ahead: int = 3) -> Iterator[Result | JobFailed]:
+    def run_all(
+        self,
+        graphs: Iterable[Graph],
+        ahead: int = 3,
+        on_event: Callable[[Event], object] = lambda event: None,
+    ) -> Iterator[Result | JobFailed]:
         """Run graphs in their order, `ahead` of them queued on the server behind the one that runs,
         and give what each gave. A graph that is refused or fails gives its error, and the others go
-        on.
+        on. `on_event` gets every message of these runs.
 
         Nodes are timed as messages are read: what is done with a result should not take long.
         """
@@ -205,7 +224,10 @@ class Client:
                     return
                 job = queued.popleft()
                 try:
-                    yield self._followed(job, messages) if isinstance(job, str) else job
+                    if isinstance(job, str):
+                        yield self._followed(job, messages, on_event)
+                    else:
+                        yield job
                 except JobFailed as error:
                     yield error
 

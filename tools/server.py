@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -71,6 +72,7 @@ class Server:
         checkpoints: folders whose model files the server offers besides the user's own.
         host: a ComfyUI folder; by default `install.host_path()`.
         cpu: None looks for a CUDA device.
+        flags: more of ComfyUI's command line, such as `--cache-none`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Server:
         checkpoints: tuple[pathlib.Path, ...] = (),
         host: pathlib.Path | None = None,
         cpu: bool | None = None,
+        flags: tuple[str, ...] = (),
     ) -> None:
         self.host = host or install.host_path()
         self.python = install.user_python()
@@ -90,6 +93,7 @@ class Server:
         self._temporary = base is None
         self._base = base
         self._cpu = cpu
+        self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -151,6 +155,13 @@ class Server:
             shutil.rmtree(self._base, ignore_errors=True)
             self._base = None
 
+    @property
+    def memory(self) -> float | None:
+        """MB of memory that the process holds; None where the system does not say (not Linux)."""
+        status = pathlib.Path(f"/proc/{self._process.pid if self._process else 0}/status")
+        found = re.search(r"VmRSS:\s*(\d+) kB", status.read_text()) if status.exists() else None
+        return int(found[1]) / 1024.0 if found else None
+
     def tail(self, lines: int = 15) -> str:
         """The last lines the server has printed."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -204,7 +215,14 @@ class Server:
         }
         switches = ["--disable-api-nodes", "--disable-auto-launch", "--dont-print-server"]
         pairs = [part for flag in flags.items() for part in flag]
-        return [str(python), "main.py", *pairs, *switches, *(["--cpu"] if cpu else [])]
+        return [
+            str(python),
+            "main.py",
+            *pairs,
+            *switches,
+            *(["--cpu"] if cpu else []),
+            *self._flags,
+        ]
 
     def _environment(self) -> dict[str, str]:
         environment = {

@@ -115,6 +115,19 @@ def test_dead_server_is_reported_with_its_last_output(tmp_path: pathlib.Path) ->
         pass
 
 
+def test_more_flags_reach_the_server(tmp_path: pathlib.Path) -> None:
+    flagged = Server(cpu=True, base=tmp_path, flags=("--no-such-flag",))
+    with pytest.raises(ServerFailed, match="--no-such-flag"), flagged:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
+def test_memory_is_that_of_the_process(server: Server, tmp_path: pathlib.Path) -> None:
+    assert server.memory is not None
+    assert 100.0 < server.memory < 20_000.0  # torch alone is larger than 100 MB
+    assert Server(cpu=True, base=tmp_path).memory is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
 def test_server_does_not_outlive_a_killed_program(tmp_path: pathlib.Path) -> None:
     code = (

@@ -34,6 +34,7 @@ class Scripted:
         self.posted: list[Any] = []
         self.refused: set[int] = set()
         self.outputs: dict[str, Any] = {}
+        self.asked: list[tuple[str, Any]] = []
         self.uploads: list[str] = []
         self.contents: list[bytes] = []
         self.picture: Image.Image | None = None
@@ -51,6 +52,7 @@ class Scripted:
                 web.get("/history/{id}", self.history),
                 web.get("/view", self.view),
                 web.post("/upload/image", self.upload),
+                *(web.post(path, self.ask) for path in ("/interrupt", "/queue", "/free")),
             ]
         )
         self.runner = web.AppRunner(app)
@@ -92,6 +94,10 @@ class Scripted:
 
     async def history(self, request: web.Request) -> web.Response:
         return web.json_response({request.match_info["id"]: {"outputs": self.outputs}})
+
+    async def ask(self, request: web.Request) -> web.Response:
+        self.asked.append((request.path, await request.json()))
+        return web.Response()
 
     async def view(self, request: web.Request) -> web.Response:
         data = io.BytesIO()
@@ -298,6 +304,43 @@ def test_a_server_that_is_gone_stops_all(scripted: Scripted, client: Client) -> 
     with pytest.raises(ServerError, match="closed the connection") as caught:
         list(client.run_all([{}, {}]))
     assert not isinstance(caught.value, JobFailed)
+
+
+def test_every_message_of_many_runs_is_given(scripted: Scripted, client: Client) -> None:
+    scripted.messages = [
+        numbered(1, "progress", node="4", value=1),
+        numbered(9, "progress", node="4", value=1),
+        numbered(1, "executing", node=None),
+        numbered(2, "executing", node=None),
+    ]
+    events: list[Event] = []
+    list(client.run_all([{}, {}], ahead=0, on_event=events.append))
+    assert [(event.kind, event.data["prompt_id"]) for event in events] == [
+        ("progress", "p1"),
+        ("executing", "p1"),
+        ("executing", "p2"),
+    ]
+
+
+def test_single_runs_are_interrupted_and_deleted(scripted: Scripted, client: Client) -> None:
+    client.interrupt()
+    client.interrupt("p1")
+    client.delete("p2")
+    client.free()
+    assert scripted.asked == [
+        ("/interrupt", {}),
+        ("/interrupt", {"prompt_id": "p1"}),
+        ("/queue", {"delete": ["p2"]}),
+        ("/free", {"unload_models": True, "free_memory": True}),
+    ]
+
+
+def test_past_runs_are_fetched_or_none(scripted: Scripted, client: Client) -> None:
+    assert client.past("p1") is None
+    scripted.outputs = {"9": {"images": [{"filename": "red", "subfolder": "", "type": "output"}]}}
+    past = client.past("p1")
+    assert past is not None
+    assert past.images["9"][0].getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_nodes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
