@@ -43,7 +43,7 @@ SEED ?=
 export IMAGE SOURCE TARGET CHECKPOINT SIZE PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion tuning pie stress setup-check check setup-test test format
+.PHONY: help demo comfy bench bench-quality bench-speed bench-inversion tuning pie stress setup-check check check-types check-pure setup-test test format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -94,7 +94,13 @@ format: setup-check
 check: setup-check
 	$(VENV) -m ruff format --check .
 	$(VENV) -m ruff check .
+	@$(MAKE) --no-print-directory -j2 check-types check-pure
+
+# side by side: types keep one core busy, and the tests' start another
+check-types:
 	MYPYPATH=.build $(VENV) -m mypy $(foreach package,$(wildcard $(PACKAGES)),-p pivot_edit.$(package))
+
+check-pure:
 	$(TESTS) -n 2 tests/unit tests/contract
 
 setup-test:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from bench.cases import KINDS, RIGID_KINDS
 from bench.methods import CONTROLS, EDITS, METHODS, PASTED
@@ -152,6 +151,8 @@ def interval(values: Sequence[float] | Sequence[bool]) -> list[float]:
     none, Wilson's."""
     if not isinstance(values[0], bool):
         return bootstrap(values)
+    import scipy.stats  # takes seconds, which few of this module's users need
+
     found = scipy.stats.binomtest(sum(values), len(values)).proportion_ci(method="wilson")
     return [round(float(found.low), 4), round(float(found.high), 4)]
 

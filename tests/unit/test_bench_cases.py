@@ -21,7 +21,7 @@ CHANGED = {"add": "pattern", "remove": "pattern", "reweight": "pattern"}
 
 @EACH
 def test_the_true_edit_changes_one_word_and_is_read_as_the_target(kind: str) -> None:
-    for edit in KINDS[kind].cases(3):
+    for edit in KINDS[kind].cases(2):
         assert (
             edit.scene.change(
                 **{CHANGED.get(kind, kind): getattr(edit.truth, CHANGED.get(kind, kind))}

@@ -9,14 +9,12 @@ import torch
 from bench.pie.metrics import quiet
 from bench.pie.structure import distance, normalised, resized, self_similarity
 
-with quiet():
-    transformers = pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     with quiet():
+        transformers = pytest.importorskip("transformers")  # slow, and of this fixture alone
         config = transformers.ViTConfig(
             hidden_size=24,
             num_hidden_layers=3,
