@@ -191,12 +191,11 @@ class LocalBlend(Controller):
                 self._check_looked_at(names, each)
         size = (x.shape[-2], x.shape[-1])
         inside = torch.full(size, not (words.source or words.target), device=x.device)
-        for each in maps[:2]:
-            if each.shape[-1]:
-                inside |= self._exceeds(each, size, self.threshold, True).to(x.device)
-        for each in maps[2:]:
-            if each.shape[-1]:
-                inside &= ~self._exceeds(each, size, self.subtract_threshold, False).to(x.device)
+        edit, keep = ([each for each in half if each.shape[-1]] for half in (maps[:2], maps[2:]))
+        if edit:
+            inside |= self._looked_at(edit, size, self.threshold, True).to(x.device)
+        if keep:
+            inside &= ~self._looked_at(keep, size, self.subtract_threshold, False).to(x.device)
         return inside.float()
 
     def _maps(
@@ -251,19 +250,18 @@ class LocalBlend(Controller):
                     self.title,
                 )
 
-    def _exceeds(
-        self, words_maps: torch.Tensor, size: tuple[int, int], threshold: float, widen: bool
+    def _looked_at(
+        self, maps: Sequence[torch.Tensor], size: tuple[int, int], threshold: float, widen: bool
     ) -> torch.Tensor:
-        """Where the maps [h, w, words] of some words together, at the size asked for, exceed a
-        threshold."""
-        words_map = words_maps.sum(-1)
+        """Where any of some maps [h, w, words], words together, exceeds a threshold: [H, W]."""
+        each = torch.stack([words.sum(-1) for words in maps])
         if not self.pool:
-            return region(words_map, size, threshold)
+            return region(each, size, threshold).any(0)
         if widen:
-            words_map = torch.nn.functional.max_pool2d(words_map[None], 3, 1, 1)[0]
+            each = torch.nn.functional.max_pool2d(each, 3, 1, 1)
         # nearest, and the threshold afterwards, as in the paper's code
-        words_map = resize(words_map, size)
-        return words_map > threshold * words_map.max()
+        each = torch.nn.functional.interpolate(each[None], size)[0]
+        return (each > threshold * each.amax((-2, -1), True)).any(0)
 
     def finish(self, samples: torch.Tensor, rows: tuple[Row, ...], state: BlendState) -> None:
         """Keeps the masks that were used last, to be shown."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -107,6 +108,16 @@ RULES: dict[str, Callable[[torch.Tensor, tuple[int, int]], torch.Tensor] | None]
 DEFAULT, *_, PAPER = RULES
 
 
+def looked_at(
+    rule: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor],
+    maps: Sequence[torch.Tensor],
+    size: tuple[int, int],
+    *given: Any,
+) -> torch.Tensor:
+    """Where any of some maps [h, w, words] is said to be by a rule, instead of Local Blend's."""
+    return torch.stack([rule(words.sum(-1), size) for words in maps]).any(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Local blends that make their masks by every rule, without blending."""
@@ -133,8 +144,7 @@ class Rules:
             if pool:
                 return dataclasses.replace(paper(one), results=results())
             if rule is not None:
-                mask = lambda maps, size, threshold, widen: rule(maps.sum(-1), size)  # noqa: E731
-                object.__setattr__(one, "_exceeds", mask)
+                object.__setattr__(one, "_looked_at", functools.partial(looked_at, rule))
             return one
 
         return cls({name: watching(rule, name == PAPER) for name, rule in RULES.items()})

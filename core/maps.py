@@ -154,21 +154,25 @@ def share_of_range(maps: torch.Tensor) -> torch.Tensor:
     return (maps - low) / (high - low).clamp(min=1e-12)
 
 
-def smooth(words_map: torch.Tensor) -> torch.Tensor:
-    """A map [h, w] under the 3x3 binomial kernel, which takes single positions off."""
-    line = torch.tensor([0.25, 0.5, 0.25], device=words_map.device)
-    padded = torch.nn.functional.pad(words_map[None, None], (1, 1, 1, 1), mode="replicate")
-    across = torch.nn.functional.conv2d(padded, line.view(1, 1, 1, 3))
-    return torch.nn.functional.conv2d(across, line.view(1, 1, 3, 1))[0, 0]
+def smooth(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [n, h, w] by means of 1, 2, 1 along both sides, which take single positions off."""
+    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1), mode="replicate")
+    # twice the mean of two neighbours, for a kernel would have to be sent to the device
+    pairs = torch.nn.functional.avg_pool2d(padded, 2, 1)
+    return torch.nn.functional.avg_pool2d(pairs, 2, 1)
 
 
-def region(words_map: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
-    """Where a map [h, w] says that its words are: bool at `size`.
+def region(maps: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
+    """Where maps [n, h, w] say that their words are: bool [n, H, W] at `size`.
 
-    It is smoothed, enlarged bilinearly, and compared with a share of its range. `python -m
+    They are smoothed, enlarged bilinearly, and compared with a share of their range. `python -m
     bench.masks` measures the rule on worlds of several models (docs/BENCHMARKS.md).
     """
-    return share_of_range(resize(smooth(words_map), size, "bilinear")) >= threshold
+    large = torch.nn.functional.interpolate(
+        smooth(maps)[None], size, mode="bilinear", align_corners=False
+    )[0]
+    low, high = large.amin((-2, -1), True), large.amax((-2, -1), True)
+    return large > torch.lerp(low, high, threshold)
 
 
 def in_share(masks: Sequence[torch.Tensor]) -> str:

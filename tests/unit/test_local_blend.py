@@ -154,7 +154,7 @@ def rule(one: torch.Tensor, threshold: float) -> torch.Tensor:
         after = torch.cat([one.narrow(side, 1, one.shape[side] - 1), last], side)
         halves = [(before + 3 * one) / 4, (3 * one + after) / 4]
         one = torch.stack(halves, side + 1).flatten(side, side + 1)
-    return (one - one.min()) / (one.max() - one.min()) >= threshold
+    return (one - one.min()) / (one.max() - one.min()) > threshold
 
 
 def summed(calls: Iterable[AttentionCall], row: int, half_life: float | None) -> torch.Tensor:

@@ -434,11 +434,12 @@ def test_the_share_of_a_range_forgets_a_map_s_floor_and_its_size() -> None:
 
 
 def test_smoothing_keeps_what_is_flat_and_spreads_a_position_over_its_neighbours() -> None:
-    torch.testing.assert_close(smooth(torch.full((4, 5), 3.0)), torch.full((4, 5), 3.0))
-    spike = torch.zeros(5, 5)
-    spike[2, 2] = 16.0
+    flat, spike = torch.full((1, 4, 5), 3.0), torch.zeros(2, 5, 5)
+    torch.testing.assert_close(smooth(flat), flat)
+    spike[1, 2, 2] = 16.0
     line = torch.tensor([1.0, 2.0, 1.0])
-    assert torch.equal(smooth(spike)[1:4, 1:4], line[:, None] * line)
+    assert torch.equal(smooth(spike)[1, 1:4, 1:4], line[:, None] * line)
+    assert not smooth(spike)[0].any()
 
 
 def test_older_maps_count_half_after_every_half_life_and_none_where_there_is_no_age() -> None:
