@@ -275,9 +275,12 @@ def _check_kind(option: Option, value: Any, where: str) -> None:
     """Raise PivotError for a value of another kind than the option's. True and False are numbers to
     Python, but not here."""
     if option.kind == "flag":
-        right, expected = value in (True, False), "on or off"
+        # a table of numbers is neither, and comparing it is an error
+        right = getattr(value, "shape", ()) == () and value in (True, False)
+        expected = "on or off"
     elif option.kind == "choice":
-        right, expected = value in option.names, f"one of {option.names}"
+        right = isinstance(value, str) and value in option.names
+        expected = f"one of {option.names}"
     elif option.kind in _KINDS:
         kind, expected = _KINDS[option.kind]
         right = isinstance(value, kind) and not isinstance(value, bool)

@@ -142,8 +142,8 @@ def _goes_on(text: str, first: int, at: int, end: int) -> bool:
         return True
     after = text[at + 1] if at + 1 < end else " "
     if char in _JOINTS:
-        joined = not (_is_point(after) or _is_mark(after) or _stands_alone(after))
-        return joined and not _is_point(before) and not after.isspace()
+        ends = _is_point(after) or _is_mark(after) or _stands_alone(after)
+        return not (ends or after.isspace())
     return char == "." and before.isdigit() and after.isdigit()
 
 
@@ -157,7 +157,7 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _stem_end(text: str, first: int, last: int) -> int:
-    ending = _ENDINGS.search(text, first + 1, last)
+    ending = _ENDINGS.search(text, first, last)
     return ending.start() if ending else last
 
 

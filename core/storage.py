@@ -151,11 +151,12 @@ def clear(root: pathlib.Path) -> None:
 
 def _clear_parts(folder: pathlib.Path) -> None:
     """Remove what saves left behind in a folder that were killed."""
-    for part in folder.glob(".*.part"):
-        # litter is no reason to fail a save, and another process may be clearing, too
-        with contextlib.suppress(OSError):
-            if _PART.fullmatch(part.name) and _is_abandoned(part):
-                part.unlink()
+    # litter is no reason to fail a save or a start, and another process may be clearing, too
+    with contextlib.suppress(OSError):
+        for part in folder.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                if _PART.fullmatch(part.name) and _is_abandoned(part):
+                    part.unlink()
 
 
 def _is_abandoned(part: pathlib.Path) -> bool:

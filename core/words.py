@@ -179,7 +179,7 @@ class PromptPair:
             return False
         old, new = ([bare(word.text) for word in one.words] for one in (self.source, self.target))
         in_place = sum(a == b for a, b in zip(old, new, strict=True))
-        return in_place == len(old) or in_place >= len(_matches(old, new))
+        return in_place >= len(_matches(old, new))
 
 
 Words = tuple[PromptPair, ...]
@@ -303,7 +303,7 @@ def align_replace(source: Prompt, target: Prompt) -> Alignment:
     changed = []
     for old, new in zip(source.words, target.words, strict=True):
         _share(mapper, old.columns, new.columns)
-        if bare(old.text) != bare(new.text):
+        if names(old.text) != names(new.text):
             changed.append(f"{old.text} -> {new.text} replaced")
     surplus, _ = _map_specials(mapper, source, target)
     mapper[surplus, -1] = 1.0
@@ -545,7 +545,8 @@ class WordList:
 def word_list(text: str, name: str, where: str) -> WordList:
     """`cat, dog` for both prompts, or `source: cat, target: dog` for each of them apart.
 
-    A label counts until the next one. Raises PivotError for words in front of the first label.
+    A label counts until the next one. Raises PivotError for words in front of the first label,
+    and for labels without any words.
     """
     lists: dict[str, list[str]] = {"both": [], "source": [], "target": []}
     side = "both"
@@ -555,7 +556,8 @@ def word_list(text: str, name: str, where: str) -> WordList:
             side, phrase = labelled[1].lower(), labelled[2]
         if phrase:
             lists[side].append(phrase)
-    if side != "both" and lists["both"]:
+    apart = lists["source"] or lists["target"]
+    if side != "both" and (lists["both"] or not apart):
         raise PivotError(
             f"{name} for both prompts (`cat, dog`) or for each apart (`source: cat, target: dog`)",
             repr(text),

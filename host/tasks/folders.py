@@ -42,10 +42,6 @@ def check_inside(path: pathlib.Path, root: pathlib.Path, name: str, where: str) 
         resolved = path.resolve()
     except (ValueError, RuntimeError):  # a null byte, links in a circle
         resolved = None
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        resolved = None
     if resolved is None or not resolved.is_relative_to(root):
         link = _link_to_outside(path, root)
         if link is not None:

@@ -311,11 +311,14 @@ def test_nothing_is_saved_outside_of_the_output_folder(folders, small, prefix) -
     assert not list(folders.glob("outside*"))
 
 
-@pytest.mark.parametrize("name", ["big/inv", "deep/big/er/inv", "big", "big/../big/inv"])
+@pytest.mark.parametrize(
+    "name", ["big/inv", "deep/big/er/inv", "big", "big/../big/inv", "link/big/inv"]
+)
 def test_a_link_that_leads_out_is_named_as_one(folders, small, name) -> None:
     """ComfyUI 0.30.0 does not follow it either, and 0.16.3 does."""
     (folders / "disk" / "er").mkdir(parents=True)
     (folders / "output" / "deep").mkdir()
+    (folders / "output" / "link").symlink_to("deep")
     for place in ("big", "deep/big"):
         (folders / "output" / place).symlink_to(folders / "disk")
     message = f"'big' is a link to {folders}/disk in Save Inversion.*--output-directory"
@@ -324,6 +327,13 @@ def test_a_link_that_leads_out_is_named_as_one(folders, small, name) -> None:
     with pytest.raises(PivotError, match=f"'big' is a link to {folders}/disk in Load Inversion"):
         storage.load(f"{name}.safetensors [output]" if name != "big" else "big [output]")
     assert not list((folders / "disk").rglob("*.safetensors"))
+
+
+def test_a_link_outside_of_the_folder_is_not_named(folders, small) -> None:
+    (folders / "disk").mkdir()
+    (folders / "big").symlink_to(folders / "disk")
+    with pytest.raises(PivotError, match="Use no absolute path and no '..'"):
+        storage.save(small, "../big/x", False)
 
 
 def test_links_within_the_folder_and_the_folder_itself_as_a_link_are_followed(

@@ -280,26 +280,32 @@ def test_a_tokenizer_that_mends_texts_first_is_followed(monkeypatch: pytest.Monk
     assert [word.text for word in prompt.words][1:3] == ["&", "dog's"]
 
 
-def test_a_tokenizer_that_reads_other_letters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("color", ["blue", "rod"])
+def test_a_tokenizer_that_reads_other_letters_is_refused(
+    monkeypatch: pytest.MonkeyPatch, color: str
+) -> None:
     tokenizer = SD1Tokenizer()
     plain = tokenizer.clip_l.tokenizer
     monkeypatch.setattr(
-        tokenizer.clip_l, "tokenizer", lambda text, **options: plain(text.replace("red", "blue"))
+        tokenizer.clip_l, "tokenizer", lambda text, **options: plain(text.replace("red", color))
     )
-    with pytest.raises(PivotError, match="own characters, but got tokens that hold 'abluestar' f"):
+    with pytest.raises(PivotError, match=f"own characters, but got tokens that hold 'a{color}star"):
         read_prompt(clip(tokenizer), "a red star")
 
 
-def test_a_tokenizer_that_adds_tokens_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("group", "got"), [(1, "tokens that hold 'aredstara'"), (2, "2 groups of tokens from 1 texts")]
+)
+def test_a_tokenizer_that_adds_tokens_is_refused(group: int, got: str) -> None:
     """A surplus is seen, though every word before it has its tokens."""
 
     class Adding(SDTokenizer):
         def tokenize_with_weights(self, *args: Any, **options: Any) -> Any:
             chunks = super().tokenize_with_weights(*args, **options)
-            chunks[0][5] = (chunks[0][1][0], 1.0, chunks[0][1][2])
+            chunks[0][5] = (chunks[0][1][0], 1.0, group)
             return chunks
 
-    with pytest.raises(PivotError, match="own characters, but got tokens that hold 'aredstara'"):
+    with pytest.raises(PivotError, match=f"own characters, but got {got}"):
         read_prompt(clip(SD1Tokenizer(tokenizer=Adding)), "a red star")
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pivot_edit.core.errors import PivotError, check_finite
+from pivot_edit.core.errors import PivotError, check_finite, short
 
 
 def test_the_message_has_its_four_parts_in_order() -> None:
@@ -38,3 +38,11 @@ def test_finite_numbers_pass_unchanged() -> None:
 def test_one_number_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(PivotError, match=r"in the latent, but got NaN or infinity in step 3\."):
         check_finite(torch.tensor([1.0, value]), "the latent", "step 3")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.1 + 0.2, "0.3"), (3, "3"), (True, "True"), ("x" * 300, "'" + "x" * 99), (None, "None")],
+)
+def test_values_are_short_in_messages(value: object, said: str) -> None:
+    assert short(value) == said

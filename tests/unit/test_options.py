@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from pivot_edit.core import options
 from pivot_edit.core.errors import PivotError
@@ -83,10 +84,13 @@ def test_numbers_of_other_packs_are_numbers() -> None:
         ({"strength": None}, "Expected strength to be a number, but got None in Example"),
         ({"strength": True}, "Expected strength to be a number, but got True in Example"),
         ({"shift": -2.5}, "Expected shift between -2 and 3, but got -2.5 in Example"),
+        ({"shift": math.nan}, "Expected shift between -2 and 3, but got nan in Example"),
         ({"count": 10}, "Expected count between 1 and 9, but got 10 in Example"),
         ({"count": 2.0}, "Expected count to be a whole number, but got 2.0 in Example"),
         ({"hidden": 0.3}, "Expected hidden between 0 and 0.2, but got 0.3 in Example"),
         ({"hard": "yes"}, "Expected hard to be on or off, but got 'yes' in Example"),
+        ({"hard": torch.ones(2)}, "Expected hard to be on or off, but got tensor.* in Example"),
+        ({"mode": np.ones(2)}, r"Expected mode to be one of .*, but got array.* in Example"),
         ({"mode": "up"}, r"Expected mode to be one of \('near', 'far'\), but got 'up' in Example"),
         ({"note": 3}, "Expected note to be text, but got 3 in Example"),
         ({"edit_start": 0.9}, "edit_start and edit_end between 0 and 1, in this order, .* in Exam"),

@@ -54,12 +54,39 @@ texts = st.lists(st.sampled_from(SIGNS), max_size=40).map("".join)
         ("मानव café cafe\u0301", "मानव|café|cafe\u0301"),
         ("😂👍🏽star👨\u200d👩", "😂|👍🏽|star|👨\u200d👩"),
         ("red\u200bstar", "red\u200bstar"),
+        ("star.5 5.star", "star.|5|5.|star"),
+        ("cat.\u0301dog cat,\x07dog", "cat.\u0301|dog|cat,\x07|dog"),
+        ("a^b `star`", "a^|b|`star`"),
         ("", ""),
     ],
 )
 def test_words_end_at_spaces_and_punctuation(text: str, words: str) -> None:
     expected = [word.replace("\0", "|") for word in words.split("|")] if words else []
     assert [text[span.start : span.end] for span in spans(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("dogs' 'n' -cat- well-known-", "dogs|n|cat|well-known"),
+        ("star-红 dogs'\u200b 5. (a)", "star|红|dogs|5|a"),
+        (">_<", ">_<"),
+    ],
+)
+def test_what_joins_letters_surrounds_a_word_where_no_letter_follows(text: str, cores: str) -> None:
+    assert "|".join(text[span.first : span.last] for span in spans(text)) == cores
+
+
+@pytest.mark.parametrize(
+    ("text", "stems"),
+    [
+        ("dog's It'S Tom’s", "dog|It|Tom"),
+        ("we're I've I'm she'll he'd", "we|I|I|she|he"),
+        ("don't dogs' 's", "don't|dogs|s"),
+    ],
+)
+def test_a_word_stands_without_its_ending(text: str, stems: str) -> None:
+    assert "|".join(text[span.first : span.stem] for span in spans(text)) == stems
 
 
 @few
@@ -89,6 +116,8 @@ def test_what_surrounds_a_word_is_punctuation_and_never_letters(text: str) -> No
         ("cafe\u0301", "café"),
         ("red\u200bstar", "redstar"),
         ("STRAẞE", "strasse"),
+        ("\u03aa\u0301", "\u0390"),
+        ("'\u0301cat.\u0301", "cat"),
         ("_tag_", "tag"),
         ("（星）", "星"),
         ("__", ""),
@@ -119,7 +148,10 @@ def test_a_phrase_falls_into_the_words_that_a_prompt_would(text: str, expected: 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("dog's", "dog"), ("she'll", "she"), ("don't", "don't"), ("'s", "'s"), ("dogs", "dogs")],
+    [
+        *(("dog's", "dog"), ("she'll", "she"), ("we're", "we"), ("i've", "i"), ("i'm", "i")),
+        *(("he'd", "he"), ("don't", "don't"), ("'s", "'s"), ("dogs", "dogs")),
+    ],
 )
 def test_short_forms_have_a_stem(name: str, expected: str) -> None:
     assert stem(name) == expected

@@ -602,6 +602,17 @@ def test_a_save_clears_what_killed_saves_left_and_nothing_else(tmp_path: pathlib
     assert set(tmp_path.iterdir()) == {young, other, folder, tmp_path / "kept_00001_.safetensors"}
 
 
+def test_a_folder_that_cannot_be_listed_is_no_reason_to_fail(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def glob(folder: pathlib.Path, pattern: str) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pathlib.Path, "glob", glob)
+    storage.clear(tmp_path)
+    assert storage.write_numbered(tmp_path, "kept", trajectory()).exists()
+
+
 def killed_save(folder: pathlib.Path) -> None:
     """A process that is killed while it saves."""
     pid = os.fork()  # a new process would import torch for seconds

@@ -50,6 +50,12 @@ def test_words_in_front_of_the_labels_are_refused(text: str) -> None:
         listed(text)
 
 
+@pytest.mark.parametrize("text", ["target:", "source: , target:"])
+def test_labels_without_words_are_refused(text: str) -> None:
+    with pytest.raises(PivotError, match="but got .*leave both labels out"):
+        listed(text)
+
+
 @pytest.mark.parametrize(
     ("text", "named"), [("source: dog", "'dog'"), ("target: cat", "'cat'"), ("fox", "'fox'")]
 )
